@@ -1,0 +1,237 @@
+"""The two attentions of ScalableViT: over a reduced map (SSA) and inside windows (IWSA).
+
+Axes: b batch, h height, w width, c channels, n heads, q queries, k keys, d width of a head. Both attentions take a
+normalised map (b, h, w, c) and give one of the same shape; norm, residual and drop-path are the layer's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalablevit.design import Design
+from scalablevit.dot_product import attend, is_exporting, merge_heads, split_heads
+from scalablevit.layers import MapConv2d, PointwiseConv
+from scalablevit.windows import window_attention
+
+# One node each in symbolic traces, where sizes are unknown.
+torch.fx.wrap("attend")
+torch.fx.wrap("window_attention")
+
+
+class ScalableSelfAttention(nn.Module):
+    """Scalable Self-Attention (SSA; arXiv:2203.10790, section 3.2).
+
+    Queries at full resolution attend to keys and values that are reduced in space by `reduction_factor`, with heads
+    whose width for queries and keys, `dim_key`, is free. Where the map is no multiple of the reduction factor the
+    border cells carry no keys, as in both published forms; a map smaller than it is filled with zeros.
+
+    Args:
+        dim: Channels of the map.
+        heads: Number of heads.
+        dim_key: Width of a query and key head; the scores are scaled by ``dim_key ** -0.5``.
+        dim_value: Width of a value head.
+        reduction_factor: How many positions, along each axis, become one key.
+        dropout: Probability that an output is zeroed, in training.
+        attention_dropout: Probability that an attention weight is zeroed, in training.
+        design: Chooses the reduction of keys and values, and whether projections have a bias.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        dim_key: int,
+        dim_value: int,
+        reduction_factor: int,
+        dropout: float,
+        attention_dropout: float,
+        design: Design,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = dim_key**-0.5
+        self.attention_dropout = float(attention_dropout)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.to_q = nn.Linear(dim, heads * dim_key, bias=design.qkv_bias, **factory)
+        widths = (heads * dim_key, heads * dim_value)
+        self.keys_values: nn.Module
+        if reduction_factor == 1:
+            self.keys_values = LinearKeysValues(dim, *widths, bias=design.qkv_bias, **factory)
+        elif design.keys_values == "dense":
+            self.keys_values = DenseKeysValues(dim, *widths, reduction_factor, **factory)
+        else:
+            self.keys_values = DepthwiseKeysValues(dim, *widths, reduction_factor, bias=design.qkv_bias, **factory)
+        self.to_out = nn.Linear(heads * dim_value, dim, **factory)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = split_heads(self.to_q(x).flatten(1, 2), self.heads)  # (b, n, h*w, d)
+        key, value = self.keys_values(x)  # (b, k, n*d), (b, k, n*d')
+        key, value = split_heads(key, self.heads), split_heads(value, self.heads)
+        dropout = self.attention_dropout if self.training else 0.0
+        out = merge_heads(attend(query, key, value, scale=self.scale, dropout=dropout))  # (b, h*w, n*d')
+        return self.dropout(self.to_out(out.unflatten(1, (x.shape[1], x.shape[2]))))
+
+
+class LinearKeysValues(nn.Module):
+    """Keys and values at full resolution: (b, h, w, dim) to (b, h*w, key_channels) and (b, h*w, value_channels)."""
+
+    def __init__(self, dim: int, key_channels: int, value_channels: int, *, bias: bool, **factory: Any) -> None:
+        super().__init__()
+        self.widths = [key_channels, value_channels]
+        self.to_kv = nn.Linear(dim, key_channels + value_channels, bias=bias, **factory)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.to_kv(x).flatten(1, 2).split(self.widths, dim=-1)
+
+
+class DenseKeysValues(nn.Module):
+    """Keys and values by one convolution with kernel = stride = `reduction_factor` and no bias (vit-pytorch's form)."""
+
+    def __init__(self, dim: int, key_channels: int, value_channels: int, reduction_factor: int, **factory: Any) -> None:
+        super().__init__()
+        self.reduction_factor = reduction_factor
+        self.widths = [key_channels, value_channels]
+        channels = key_channels + value_channels
+        self.to_kv = MapConv2d(dim, channels, reduction_factor, reduction_factor, bias=False, **factory)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.to_kv(fill_up_to_one_cell(x, self.reduction_factor))
+        return x.flatten(1, 2).split(self.widths, dim=-1)
+
+
+class DepthwiseKeysValues(nn.Module):
+    """Keys and values by a depthwise and a 1x1 convolution, LayerNorm, GELU and a linear layer (the paper's form)."""
+
+    def __init__(
+        self, dim: int, key_channels: int, value_channels: int, reduction_factor: int, *, bias: bool, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.reduction_factor = reduction_factor
+        self.widths = [key_channels, value_channels]
+        self.reduce = MapConv2d(dim, dim, reduction_factor, reduction_factor, groups=dim, **factory)
+        self.scale_channels = PointwiseConv(dim, key_channels, **factory)
+        self.norm = nn.LayerNorm(key_channels, eps=1e-5, **factory)
+        self.to_kv = nn.Linear(key_channels, key_channels + value_channels, bias=bias, **factory)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.reduce(fill_up_to_one_cell(x, self.reduction_factor)).flatten(1, 2)  # (b, k, c)
+        x = F.gelu(self.norm(self.scale_channels(x)))
+        return self.to_kv(x).split(self.widths, dim=-1)
+
+
+def fill_up_to_one_cell(x: Tensor, reduction_factor: int) -> Tensor:
+    """Zeros at the bottom and right of a map (b, h, w, c) that is smaller than the reduction factor, up to its size."""
+    height, width = _at_least_zero(reduction_factor - x.shape[1]), _at_least_zero(reduction_factor - x.shape[2])
+    if is_exporting() or height > 0 or width > 0:
+        x = F.pad(x, [0, 0, 0, width, 0, height])
+    return x
+
+
+def _at_least_zero(count: int) -> int:
+    if torch.jit.is_scripting():
+        return max(count, 0)
+    else:
+        return cast(int, torch.sym_max(count, 0))  # a symbol, in an exported graph
+
+
+torch.fx.wrap("fill_up_to_one_cell")
+
+
+class InteractiveWindowedSelfAttention(nn.Module):
+    """Interactive Windowed Self-Attention (IWSA; arXiv:2203.10790, section 3.3).
+
+    Attention inside windows, plus the Local Interactive Module (LIM): a 3x3 convolution over the whole value map, which
+    carries information across the borders of the windows.
+
+    Args:
+        dim: Channels of the map.
+        heads: Number of heads.
+        dim_key: Width of a query and key head; the scores are scaled by ``dim_key ** -0.5``.
+        dim_value: Width of a value head.
+        window_size: Height and width of a window, in positions; None for one window over the whole map.
+        dropout: Probability that an output is zeroed, in training.
+        attention_dropout: Probability that an attention weight is zeroed, in training.
+        design: Chooses LIM's convolution, and whether the projection has a bias.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        dim_key: int,
+        dim_value: int,
+        window_size: int | None,
+        dropout: float,
+        attention_dropout: float,
+        design: Design,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        value_channels = heads * dim_value
+        self.value_channels = value_channels
+        self.to_qkv = nn.Linear(dim, 2 * heads * dim_key + value_channels, bias=design.qkv_bias, **factory)
+        self.attention: nn.Module
+        if window_size is None:
+            self.attention = WholeMapAttention(heads, dim_key, dim_value, attention_dropout)
+        else:
+            self.attention = WindowAttention(heads, dim_key, dim_value, attention_dropout, window_size)
+        groups = value_channels if design.lim == "depthwise" else 1
+        self.lim = MapConv2d(value_channels, value_channels, 3, padding=1, groups=groups, **factory)
+        self.to_out = nn.Linear(value_channels, dim, **factory)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.to_qkv(x)
+        value = qkv[..., -self.value_channels :]
+        return self.dropout(self.to_out(self.attention(qkv) + self.lim(value)))
+
+
+class WindowAttention(nn.Module):
+    """`scalablevit.windows.window_attention` as a module: (b, h, w, n * (2 * d + d')) to (b, h, w, n * d')."""
+
+    def __init__(self, heads: int, dim_key: int, dim_value: int, attention_dropout: float, window_size: int) -> None:
+        super().__init__()
+        self.heads, self.dim_key, self.dim_value = heads, dim_key, dim_value
+        self.attention_dropout = float(attention_dropout)
+        self.window_size = window_size
+        self.scale = dim_key**-0.5
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        dropout = self.attention_dropout if self.training else 0.0
+        return window_attention(qkv, self.heads, self.dim_key, self.dim_value, self.window_size, self.scale, dropout)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, window_size={self.window_size}"
+
+
+class WholeMapAttention(nn.Module):
+    """Attention of every position to every other: (b, h, w, n * (2 * d + d')) to (b, h, w, n * d')."""
+
+    def __init__(self, heads: int, dim_key: int, dim_value: int, attention_dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.widths = [heads * dim_key, heads * dim_key, heads * dim_value]
+        self.attention_dropout = float(attention_dropout)
+        self.scale = dim_key**-0.5
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        query, key, value = qkv.flatten(1, 2).split(self.widths, dim=-1)
+        query, key, value = (split_heads(t, self.heads) for t in (query, key, value))
+        dropout = self.attention_dropout if self.training else 0.0
+        out = merge_heads(attend(query, key, value, scale=self.scale, dropout=dropout))
+        return out.unflatten(1, (qkv.shape[1], qkv.shape[2]))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, window_size=None"

@@ -1,0 +1,82 @@
+"""Scaled dot-product attention through PyTorch's fused kernels, whatever the widths of keys and values.
+
+Axes: b batch, n heads, q queries, k keys, d width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` is looking. False in TorchScript, which does not know the question."""
+    if torch.jit.is_scripting():
+        return False
+    else:
+        return torch.compiler.is_exporting()
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(b, q, n*d) to (b, n, q, d): heads outer, head width inner. A view; no copy."""
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(b, n, q, d) to (b, q, n*d). The fused kernels lay their result out so that this copies nothing."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """`x`; in an exported graph, as a copy in row-major order.
+
+    Whether a tensor with an axis of length 1 needs copying depends on its size. An exported graph, which is to serve
+    every size, must not ask.
+    """
+    return x.clone(memory_format=torch.contiguous_format) if is_exporting() else x
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0, mask: Tensor | None = None
+) -> Tensor:
+    """softmax(scale * query @ key^T + mask) @ value, without holding the scores where a fused kernel exists.
+
+    Args:
+        query: (b, n, q, d).
+        key: (b, n, k, d).
+        value: (b, n, k, d').
+        scale: Factor of the scores.
+        dropout: Probability that an attention weight is zeroed; 0 outside training.
+        mask: Added to the scores; broadcasts to (b, n, q, k).
+
+    Returns:
+        (b, n, q, d').
+    """
+    if is_exporting():
+        return _attend_unfused(query, key, value, scale, dropout, mask)
+    key_width, value_width = query.shape[-1], value.shape[-1]
+    if key_width == value_width:
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
+    # The flash kernels want one width. Zeros added to the narrower side change no score, and no value that is kept.
+    width = max(key_width, value_width)
+    query, key = F.pad(query, (0, width - key_width)), F.pad(key, (0, width - key_width))
+    value = F.pad(value, (0, width - value_width))
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)[..., :value_width]
+
+
+def _attend_unfused(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, mask: Tensor | None
+) -> Tensor:
+    """The same in plain products. `torch.matmul` would tie an exported graph to lists of more than one query or key."""
+    b, heads, queries, _ = query.shape
+    scores = torch.bmm(_fold_heads(query), _fold_heads(key).transpose(1, 2)) * scale
+    scores = scores.view(b, heads, queries, -1)
+    weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+    weights = F.dropout(weights, dropout, training=dropout > 0.0).view(b * heads, queries, -1)
+    return torch.bmm(weights, _fold_heads(value)).view(b, heads, queries, -1)
+
+
+def _fold_heads(x: Tensor) -> Tensor:
+    """(b, n, q, d) to (b * n, q, d)."""
+    return laid_out(x).view(-1, x.shape[2], x.shape[3])

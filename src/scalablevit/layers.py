@@ -1,0 +1,128 @@
+"""The parts of ScalableViT that are not attention: residual branches, patch embedding, PEG, feed-forward.
+
+Axes: b batch, h height, w width, c channels. Maps are channels-last, (b, h, w, c), throughout.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., arXiv:1603.09382): in training, drops a sample's branch with probability `rate`.
+
+    What is kept is divided by ``1 - rate``, so that the expectation does not change. `rate` is a plain number that may
+    be set at any time.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = float(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.empty([x.shape[0], 1, 1, 1], dtype=x.dtype, device=x.device).bernoulli_(1.0 - self.rate)
+        return x * (keep / (1.0 - self.rate) if self.rate < 1.0 else keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+class PreNormResidual(nn.Module):
+    """x + drop_path(branch(norm(x))), the form of every block of a layer but PEG. Maps (b, h, w, c) to (b, h, w, c)."""
+
+    def __init__(self, norm: nn.Module, branch: nn.Module, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm = norm
+        self.branch = branch
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.branch(self.norm(x)))
+
+
+class MapConv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` over channels-last maps: (b, h, w, c) to (b, h', w', c')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A permuted channels-last map is what PyTorch calls the channels_last memory format: nothing is copied.
+        return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+
+
+class PointwiseConv(nn.Linear):
+    """A 1x1 convolution over channels-last maps, which is a linear layer, but is initialised as a convolution."""
+
+
+class PatchEmbedding(nn.Module):
+    """An overlapping strided convolution that makes the map of a stage out of the image or of the stage before.
+
+    Maps (b, h, w, dim_in) to (b, ceil(h / stride), ceil(w / stride), dim). The kernel is ``2 * stride - 1`` wide: the
+    7x7 stride 4 and 3x3 stride 2 of both published forms.
+
+    Args:
+        dim_in: Channels that come in.
+        dim: Channels that go out.
+        stride: Pixels, or positions of the map before, per position.
+        norm: A module for (b, h', w', dim) maps that follows the convolution; `torch.nn.Identity` for none.
+        dropout: Probability that an element is zeroed, in training.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        *,
+        stride: int,
+        norm: nn.Module,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = MapConv2d(dim_in, dim, 2 * stride - 1, stride, stride - 1, device=device, dtype=dtype)
+        self.norm = norm
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.conv(x)))
+
+
+class PEG(nn.Module):
+    """Positional encoding generator (Chu et al., arXiv:2102.10882): x + depthwise 3x3 convolution of x, with bias."""
+
+    def __init__(self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.conv = MapConv2d(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between them, at each position alone. Maps (b, h, w, dim) to the same.
+
+    Args:
+        dim: Channels.
+        expansion_factor: How many times wider the hidden layer is.
+        dropout: Probability that an element is zeroed, in training, after the GELU and after the second layer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expansion_factor: int = 4,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim * expansion_factor, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(dim * expansion_factor, dim, device=device, dtype=dtype)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
