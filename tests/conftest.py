@@ -1,6 +1,3 @@
-import os
-
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the workers share the cores among them
+torch.set_num_threads(1)  # of small tensors one thread is faster than many, and test processes share the cores

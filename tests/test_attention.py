@@ -60,10 +60,8 @@ def keys_values_in_words(module, x, r):
             row = row * module.norm.weight + module.norm.bias
             row = row * 0.5 * (1 + torch.erf(row / 2**0.5))
             rows.append(module.to_kv.weight @ row + module.to_kv.bias)
-        elif module.to_kv.weight.ndim == 4:  # vit-pytorch's
-            rows.append((module.to_kv.weight * cell.permute(2, 0, 1)).sum((1, 2, 3)))
         else:
-            row = module.to_kv.weight @ cell[0, 0]
+            row = module.to_kv.weight @ cell.reshape(-1)
             rows.append(row if module.to_kv.bias is None else row + module.to_kv.bias)
     return torch.stack(rows)
 

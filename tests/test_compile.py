@@ -18,9 +18,11 @@ def _fresh_compiler():
 
 
 @pytest.mark.parametrize("design", all_designs())
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize(
+    "training", [pytest.param(False, id="inference"), pytest.param(True, id="training", marks=pytest.mark.slow)]
+)
 def test_two_graphs_serve_six_sizes_and_five_serve_all(design, training):
-    model = randomise(small_network(design)).train(training)
+    model = randomise(small_network(design, depth=(1, 1, 2 if training else 1, 1))).train(training)
     counter = CompileCounterWithBackend("aot_eager" if training else "eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     graphs = []

@@ -14,7 +14,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     values = {round(float(v), 4) for v in out.unique()}
     assert values == {0.0, round(1 / 0.75, 4)}
     assert all(len(sample.unique()) == 1 for sample in out)
-    assert float(out.mean()) == pytest.approx(1.0, abs=0.04)  # 4 standard errors
+    assert out.mean().item() == pytest.approx(1.0, abs=0.04)  # 4 standard errors
     assert module.eval()(x) is x
 
 
@@ -47,10 +47,10 @@ def test_the_papers_initialisation():
     layer = model.stages[2].layers[0]
     qkv, lim = layer.iwsa.branch.to_qkv, layer.iwsa.branch.lim
     pointwise, patches = layer.ssa.branch.keys_values.scale_channels, model.stages[2].patch_embedding.conv
-    assert float(qkv.weight.std()) == pytest.approx(0.02, rel=0.1)
-    assert float(lim.weight.std()) == pytest.approx((2 / 9) ** 0.5, rel=0.15)  # depthwise: 3 * 3 * 1
-    assert float(pointwise.weight.std()) == pytest.approx((2 / pointwise.out_features) ** 0.5, rel=0.1)
-    assert float(patches.weight.std()) == pytest.approx((2 / (9 * 160)) ** 0.5, rel=0.1)
+    assert qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert lim.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.15)  # depthwise: 3 * 3 * 1
+    assert pointwise.weight.std().item() == pytest.approx((2 / pointwise.out_features) ** 0.5, rel=0.1)
+    assert patches.weight.std().item() == pytest.approx((2 / (9 * 160)) ** 0.5, rel=0.1)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
@@ -64,5 +64,5 @@ def test_the_seeds_initialisation_is_pytorchs():
     initialise(model, "pytorch")
     fc1 = model.stages[3].layers[0].ff1.branch.fc1
     bound = fc1.in_features**-0.5
-    assert float(fc1.weight.abs().max()) == pytest.approx(bound, rel=0.01)
-    assert float(fc1.weight.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert fc1.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert fc1.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)

@@ -53,14 +53,14 @@ def test_gradients_of_body_traced_body_and_operator_agree(size):
     operator = gradient(torch.ops.scalablevit.window_attention(qkv, *ARGUMENTS, 4, 0.4))
     torch.testing.assert_close(traced, eager, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(operator, eager, rtol=1e-11, atol=1e-11)
-    numeric = torch.zeros_like(qkv)  # a few numbers by finite differences
+    numeric = torch.zeros(qkv.shape, dtype=qkv.dtype)  # a few numbers by finite differences
     for index in [(0, 0, 0, 0), (1, size[0] - 1, size[1] - 1, 7), (0, size[0] // 2, 0, CHANNELS - 1)]:
-        step = torch.zeros_like(qkv)
+        step = torch.zeros(qkv.shape, dtype=qkv.dtype)
         step[index] = 1e-5
         above = window_attention(qkv + step, *ARGUMENTS, 4, 0.4)
         below = window_attention(qkv - step, *ARGUMENTS, 4, 0.4)
-        numeric[index] = ((above - below) * probe).sum() / 2e-5
-        assert float(numeric[index]) == pytest.approx(float(eager[index]), rel=1e-5, abs=1e-8)
+        numeric[index] = ((above - below) * probe).sum().detach() / 2e-5
+        assert numeric[index].item() == pytest.approx(eager[index].item(), rel=1e-5, abs=1e-8)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the check itself

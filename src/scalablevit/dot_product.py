@@ -18,6 +18,14 @@ def is_exporting() -> bool:
         return torch.compiler.is_exporting()
 
 
+def is_traced() -> bool:
+    """Whether `torch.compile` or `torch.export` is looking, for whom a branch on a size is a graph for that size."""
+    if torch.jit.is_scripting():
+        return False
+    else:
+        return torch.compiler.is_compiling()
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(b, q, n*d) to (b, n, q, d): heads outer, head width inner. A view; no copy."""
     return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)

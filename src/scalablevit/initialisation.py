@@ -11,9 +11,9 @@ from scalablevit.layers import PointwiseConv
 
 
 def initialise(model: nn.Module, how: Initialisation) -> None:
-    """Draws all parameters of a model anew."""
+    """Draws all parameters of a model anew. On the meta device there is nothing to draw."""
     for module in model.modules():
-        if not isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm)):
+        if not isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm)) or module.weight.is_meta:
             continue
         if how == "pytorch" or isinstance(module, nn.LayerNorm):
             module.reset_parameters()

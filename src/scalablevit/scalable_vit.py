@@ -277,9 +277,7 @@ class ScalableViT(nn.Module):
         for name in StageConfig.__dataclass_fields__:
             self._arguments[name] = self._arguments[name][:kept]
         if prune_head:
-            self.head = ClassifierHead(
-                self.num_features, 0, kind="linear", norm_eps=None, pooling="", dropout=0.0
-            )
+            self.head = ClassifierHead(self.num_features, 0, kind="linear", norm_eps=None, pooling="", dropout=0.0)
             self.num_classes, self.global_pool = 0, ""
         return taken
 

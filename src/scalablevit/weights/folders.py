@@ -1,0 +1,175 @@
+"""A model as a folder: weights and configuration in the form that timm reads from a local folder.
+
+``model.safetensors`` holds the parameters in our own layout, ``config.json`` what timm wants to know of a model and,
+under the key ``scalablevit``, the arguments that make it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from scalablevit.scalable_vit import ScalableViT
+from scalablevit.weights.files import read_weights
+from scalablevit.weights.folder_config import config_text
+from scalablevit.weights.layouts import LAYOUT_VERSION, check_layout_version
+from scalablevit.weights.state_dicts import differences, shapes_of
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def save_model(
+    model: ScalableViT,
+    path: str | Path,
+    labels: Sequence[str] | None = None,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a model into a folder, which `load_model` and timm read. Each file is replaced as a whole or not at all.
+
+    Args:
+        model: The model. Its parameters are written in their own types.
+        path: The folder; made if it does not exist. Other files in it are left alone.
+        labels: Names of the classes, in the order of the logits.
+        pretrained_cfg: Fields of timm's ``PretrainedCfg`` that differ from the usual ones (224 pixels, ImageNet's mean
+            and standard deviation, or 0.5 if there are not three channels, bicubic, crop 0.875).
+
+    Raises:
+        ValueError: If the model is not a `ScalableViT` as its arguments make it, has no values yet, or the labels or
+            `pretrained_cfg` do not fit it.
+    """
+    _check_model(model)
+    text = config_text(model, labels, pretrained_cfg)
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a model is saved into a folder: give another path")
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "scalablevit_layout": str(LAYOUT_VERSION)}
+    tensors = _own_storage(model.state_dict())
+    _replace(
+        {
+            folder / WEIGHTS_FILE: lambda file: safetensors.torch.save_file(tensors, file, metadata),
+            folder / CONFIG_FILE: lambda file: file.write_text(text, encoding="utf-8"),
+        }
+    )
+
+
+def load_model(
+    path: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> ScalableViT:
+    """The model that `save_model` wrote, in eval mode.
+
+    Args:
+        path: The folder; a run folder, which holds the same files, does as well.
+        device: Where the parameters go; None: the CPU.
+        dtype: Type of the parameters; None: as they were saved.
+
+    Raises:
+        ValueError: If the folder does not hold a model that `save_model` wrote, or a newer version wrote it, or `dtype`
+            is no floating-point type.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; it must be a floating-point type, such as torch.bfloat16")
+    config = read_config(path)
+    try:
+        model = ScalableViT(**config["scalablevit"]["arguments"], device="meta")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the arguments in {Path(path) / CONFIG_FILE} make no model: {error}") from error
+    file = Path(path) / WEIGHTS_FILE
+    state = read_weights(file, device=device)
+    problem = differences(shapes_of(state), shapes_of(model.state_dict()))
+    if problem:
+        raise ValueError(f"{file} does not fit the model of {CONFIG_FILE} beside it: {problem}. Save the model anew")
+    if dtype is not None:
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """What ``config.json`` of a folder by `save_model` says.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        ``architecture``, ``num_classes``, ``num_features``, ``global_pool``, ``label_names`` (where there are labels)
+        and ``pretrained_cfg``, as timm has them, and ``scalablevit``, with ``arguments`` for `ScalableViT`.
+
+    Raises:
+        ValueError: If there is no such file, `save_model` did not write it, or a newer version did.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ValueError(f"{folder} {problem}: give the folder that save_model or a training run wrote")
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no {CONFIG_FILE}: give the folder that save_model or a training run wrote")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}): save the model anew") from error
+    own = config.get("scalablevit") if isinstance(config, dict) else None
+    if not isinstance(own, dict) or not isinstance(own.get("arguments"), dict):
+        raise ValueError(
+            f"{file} was not written by scalablevit (it has no arguments under the key 'scalablevit'): build the model"
+            " yourself and load its weights through convert_state_dict"
+        )
+    check_layout_version(own.get("layout_version"), str(file))
+    return config
+
+
+def _check_model(model: ScalableViT) -> None:
+    if not isinstance(model, ScalableViT):
+        raise ValueError(
+            f"model is a {type(model).__name__}; it must be a ScalableViT: of a compiled model save model._orig_mod, of"
+            " one wrapped for several devices model.module"
+        )
+    state = model.state_dict()
+    unset = [name for name, tensor in state.items() if tensor.is_meta]
+    if unset:
+        raise ValueError(f"{unset[0]} is on the meta device and has no values: load weights before the model is saved")
+    again = ScalableViT(**model.config, device="meta").state_dict()
+    problem = differences(shapes_of(state), shapes_of(again))
+    if problem:
+        raise ValueError(
+            f"the model was changed after it was built, so that its config does not make it again: {problem}. Save the"
+            " whole model before it is pruned or taken apart"
+        )
+
+
+def _own_storage(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, and none sharing memory with another, as safetensors wants them."""
+    seen: set[int] = set()
+    owned = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        owned[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return owned
+
+
+def _replace(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Has each writer fill a file beside its path. When all are done, they go to their places, each in one step."""
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in writers}
+    try:
+        for path, write in writers.items():
+            temporary = temporaries[path]
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            write(temporary)
+            temporary.chmod(mode)  # safetensors makes files that nobody else can read
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
