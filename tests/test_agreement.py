@@ -1,5 +1,6 @@
 """The vit-pytorch form against the package vit-pytorch, run live with the same weights."""
 
+import copy
 import random
 
 import pytest
@@ -22,6 +23,7 @@ README = {
 
 
 def twins(arguments, dtype):
+    torch.manual_seed(0)
     ours = randomise(ScalableViT(**arguments).to(dtype))
     reference = Reference(**arguments).to(dtype)
     reference.load_state_dict(convert_state_dict(ours.state_dict(), ours, to="vit-pytorch"))
@@ -33,25 +35,32 @@ def relative(ours, reference, floor=0.0):
     return float((ours - reference).norm() / reference.norm().clamp_min(floor))
 
 
+def outputs_and_gradients(model, images, probe):
+    """Logits, the images' gradient, and a dictionary of the parameters' gradients."""
+    images = images.clone().requires_grad_()
+    logits = model(images)
+    (logits * probe).sum().backward()
+    return {"logits": logits.detach(), "images": images.grad, **{name: p.grad for name, p in model.named_parameters()}}
+
+
 def check_agreement(arguments, shape, dtype, tolerance):
     ours, reference = twins(arguments, dtype)
+    exact = copy.deepcopy(reference).double()
     torch.manual_seed(1)
-    images = torch.randn(*shape, dtype=dtype)
-    probe = torch.randn(shape[0], arguments["num_classes"], dtype=dtype)
-    results = []
-    for model in (ours, reference):
-        x = images.clone().requires_grad_()
-        logits = model(x)
-        (logits * probe).sum().backward()
-        results.append((logits, x.grad))
-    (our_logits, our_gradient), (logits, gradient) = results
-    assert relative(our_logits, logits) < tolerance
-    assert relative(our_gradient, gradient) < tolerance
-    converted = convert_state_dict({name: p.grad for name, p in ours.named_parameters()}, ours, to="vit-pytorch")
+    images, probe = torch.randn(*shape, dtype=dtype), torch.randn(shape[0], arguments["num_classes"], dtype=dtype)
+    mine = outputs_and_gradients(ours, images, probe)
+    theirs = outputs_and_gradients(reference, images, probe)
+    true = outputs_and_gradients(exact, images.double(), probe.double())
+    parameters = {name: mine[name] for name, _ in ours.named_parameters()}
+    converted = convert_state_dict(parameters, ours, to="vit-pytorch")
+    converted |= {"logits": mine["logits"], "images": mine["images"]}
     # A softmax over one key has no gradient; what rounding makes of that is measured against all gradients together.
-    floor = 1e-3 * float(torch.stack([p.grad.norm() for p in reference.parameters()]).norm())
-    for name, parameter in reference.named_parameters():
-        assert relative(converted[name], parameter.grad, floor) < tolerance, name
+    floor = 1e-3 * float(torch.stack([true[name].norm() for name, _ in reference.named_parameters()]).norm())
+    for name, expected in theirs.items():
+        # Some of these random networks amplify rounding: there the reference itself is further from the truth.
+        own_error = relative(expected.double(), true[name], floor)
+        assert relative(converted[name], expected, floor) < max(tolerance, 3 * own_error), name
+    assert relative(mine["logits"], theirs["logits"]) < tolerance
 
 
 def random_case(seed):

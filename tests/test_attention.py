@@ -99,7 +99,7 @@ def test_lim_is_a_convolution_over_the_whole_value_map(design, window_size):
                 group = slice(out, out + 1) if design.lim == "depthwise" else slice(0, 4)
                 patch = padded[i : i + 3, j : j + 3, group].permute(2, 0, 1)
                 local[i, j, out] = (patch * module.lim.weight[out]).sum() + module.lim.bias[out]
-    without = module.attention(module.to_qkv(x))
+    without = module.attention(*module.to_qkv(x).split([2 * HEADS * KEY_WIDTH, HEADS * VALUE_WIDTH], dim=-1))
     expected = (without[0] + local) @ module.to_out.weight.T + module.to_out.bias
     torch.testing.assert_close(module(x)[0], expected, rtol=1e-10, atol=1e-10)
 

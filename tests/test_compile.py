@@ -67,15 +67,15 @@ def test_compiled_graphs_hold_the_operator():
         return graph
 
     attend = torch.compile(window_attention, backend=backend, fullgraph=True)
-    qkv = torch.randn(1, 5, 6, 24)
-    torch.testing.assert_close(attend(qkv, 2, 4, 4, 3, 0.5), window_attention(qkv, 2, 4, 4, 3, 0.5))
+    maps = torch.randn(1, 5, 6, 16), torch.randn(1, 5, 6, 8)
+    torch.testing.assert_close(attend(*maps, 2, 3, 0.5), window_attention(*maps, 2, 3, 0.5))
     assert "scalablevit.window_attention" in seen
 
 
 def test_dropout_in_compiled_windows_is_dropout():
     attend = torch.compile(window_attention, backend="eager", fullgraph=True)
-    qkv = torch.randn(1, 5, 6, 24)
-    assert not torch.equal(attend(qkv, 2, 4, 4, 3, 0.5, 0.5), attend(qkv, 2, 4, 4, 3, 0.5, 0.5))
+    maps = torch.randn(1, 5, 6, 16), torch.randn(1, 5, 6, 8)
+    assert not torch.equal(attend(*maps, 2, 3, 0.5, 0.5), attend(*maps, 2, 3, 0.5, 0.5))
 
 
 def test_autocast_and_checkpointing_under_compile():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
-from scalablevit.layers import MapConv2d, PointwiseConv
+from scalablevit.layers import Linear, MapConv2d, PointwiseConv, linear
 from scalablevit.windows import partition, window_attention
 
 # One node each in symbolic traces, where sizes are unknown.
@@ -60,7 +60,7 @@ class ScalableSelfAttention(nn.Module):
         self.scale = dim_key**-0.5
         self.attention_dropout = float(attention_dropout)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.to_q = nn.Linear(dim, heads * dim_key, bias=design.qkv_bias, **factory)
+        self.to_q = Linear(dim, heads * dim_key, bias=design.qkv_bias, **factory)
         widths = (heads * dim_key, heads * dim_value)
         self.keys_values: nn.Module
         if reduction_factor == 1:
@@ -69,7 +69,7 @@ class ScalableSelfAttention(nn.Module):
             self.keys_values = DenseKeysValues(dim, *widths, reduction_factor, **factory)
         else:
             self.keys_values = DepthwiseKeysValues(dim, *widths, reduction_factor, bias=design.qkv_bias, **factory)
-        self.to_out = nn.Linear(heads * dim_value, dim, **factory)
+        self.to_out = Linear(heads * dim_value, dim, **factory)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class LinearKeysValues(nn.Module):
     def __init__(self, dim: int, key_channels: int, value_channels: int, *, bias: bool, **factory: Any) -> None:
         super().__init__()
         self.widths = [key_channels, value_channels]
-        self.to_kv = nn.Linear(dim, key_channels + value_channels, bias=bias, **factory)
+        self.to_kv = Linear(dim, key_channels + value_channels, bias=bias, **factory)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.to_kv(x).flatten(1, 2).split(self.widths, dim=-1)
@@ -104,7 +104,7 @@ class DenseKeysValues(nn.Module):
         super().__init__()
         self.reduction_factor = reduction_factor
         self.widths = [key_channels, value_channels]
-        self.to_kv = nn.Linear(reduction_factor**2 * dim, key_channels + value_channels, bias=False, **factory)
+        self.to_kv = Linear(reduction_factor**2 * dim, key_channels + value_channels, bias=False, **factory)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = cut_into_cells(fill_up_to_one_cell(x, self.reduction_factor), self.reduction_factor)
@@ -123,7 +123,7 @@ class DepthwiseKeysValues(nn.Module):
         self.reduce = MapConv2d(dim, dim, reduction_factor, reduction_factor, groups=dim, **factory)
         self.scale_channels = PointwiseConv(dim, key_channels, **factory)
         self.norm = nn.LayerNorm(key_channels, eps=1e-5, **factory)
-        self.to_kv = nn.Linear(key_channels, key_channels + value_channels, bias=bias, **factory)
+        self.to_kv = Linear(key_channels, key_channels + value_channels, bias=bias, **factory)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.reduce(fill_up_to_one_cell(x, self.reduction_factor)).flatten(1, 2)  # (b, k, c)
@@ -193,58 +193,68 @@ class InteractiveWindowedSelfAttention(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         value_channels = heads * dim_value
-        self.value_channels = value_channels
-        self.to_qkv = nn.Linear(dim, 2 * heads * dim_key + value_channels, bias=design.qkv_bias, **factory)
+        self.widths = [2 * heads * dim_key, value_channels]
+        self.to_qkv = Linear(dim, 2 * heads * dim_key + value_channels, bias=design.qkv_bias, **factory)
         self.attention: nn.Module
         if window_size is None:
-            self.attention = WholeMapAttention(heads, dim_key, dim_value, attention_dropout)
+            self.attention = WholeMapAttention(heads, dim_key, attention_dropout)
         else:
-            self.attention = WindowAttention(heads, dim_key, dim_value, attention_dropout, window_size)
+            self.attention = WindowAttention(heads, dim_key, attention_dropout, window_size)
         groups = value_channels if design.lim == "depthwise" else 1
         self.lim = MapConv2d(value_channels, value_channels, 3, padding=1, groups=groups, **factory)
-        self.to_out = nn.Linear(value_channels, dim, **factory)
+        self.to_out = Linear(value_channels, dim, **factory)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.to_qkv(x)
-        value = qkv[..., -self.value_channels :]
-        return self.dropout(self.to_out(self.attention(qkv) + self.lim(value)))
+        query_key, value = split_linear(x, self.to_qkv.weight, self.to_qkv.bias, self.widths)
+        return self.dropout(self.to_out(self.attention(query_key, value) + self.lim(value)))
+
+
+def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]) -> tuple[Tensor, Tensor]:
+    """The product of `linear` in two parts of so many channels, each in memory of its own, as convolutions want it."""
+    first, second = weight.split(widths)
+    if bias is None:
+        return linear(x, first, None), linear(x, second, None)
+    first_bias, second_bias = bias.split(widths)
+    return linear(x, first, first_bias), linear(x, second, second_bias)
+
+
+torch.fx.wrap("split_linear")
 
 
 class WindowAttention(nn.Module):
-    """`scalablevit.windows.window_attention` as a module: (b, h, w, n * (2 * d + d')) to (b, h, w, n * d')."""
+    """`window_attention` as a module: (b, h, w, n * 2 * d) and (b, h, w, n * d') to (b, h, w, n * d')."""
 
-    def __init__(self, heads: int, dim_key: int, dim_value: int, attention_dropout: float, window_size: int) -> None:
+    def __init__(self, heads: int, dim_key: int, attention_dropout: float, window_size: int) -> None:
         super().__init__()
-        self.heads, self.dim_key, self.dim_value = heads, dim_key, dim_value
-        self.attention_dropout = float(attention_dropout)
+        self.heads = heads
         self.window_size = window_size
+        self.attention_dropout = float(attention_dropout)
         self.scale = dim_key**-0.5
 
-    def forward(self, qkv: Tensor) -> Tensor:
+    def forward(self, query_key: Tensor, value: Tensor) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        return window_attention(qkv, self.heads, self.dim_key, self.dim_value, self.window_size, self.scale, dropout)
+        return window_attention(query_key, value, self.heads, self.window_size, self.scale, dropout)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, window_size={self.window_size}"
 
 
 class WholeMapAttention(nn.Module):
-    """Attention of every position to every other: (b, h, w, n * (2 * d + d')) to (b, h, w, n * d')."""
+    """Attention of every position to every other: (b, h, w, n * 2 * d) and (b, h, w, n * d') to (b, h, w, n * d')."""
 
-    def __init__(self, heads: int, dim_key: int, dim_value: int, attention_dropout: float) -> None:
+    def __init__(self, heads: int, dim_key: int, attention_dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.widths = [heads * dim_key, heads * dim_key, heads * dim_value]
         self.attention_dropout = float(attention_dropout)
         self.scale = dim_key**-0.5
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        query, key, value = qkv.flatten(1, 2).split(self.widths, dim=-1)
-        query, key, value = (split_heads(t, self.heads) for t in (query, key, value))
+    def forward(self, query_key: Tensor, value: Tensor) -> Tensor:
+        query, key = query_key.flatten(1, 2).split(query_key.shape[-1] // 2, dim=-1)
+        query, key, flat_value = (split_heads(t, self.heads) for t in (query, key, value.flatten(1, 2)))
         dropout = self.attention_dropout if self.training else 0.0
-        out = merge_heads(attend(query, key, value, scale=self.scale, dropout=dropout))
-        return out.unflatten(1, (qkv.shape[1], qkv.shape[2]))
+        out = merge_heads(attend(query, key, flat_value, self.scale, dropout))
+        return out.unflatten(1, (value.shape[1], value.shape[2]))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, window_size=None"

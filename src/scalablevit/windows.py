@@ -21,34 +21,32 @@ from scalablevit.dot_product import attend, laid_out, merge_heads, split_heads
 
 
 def window_attention(
-    qkv: Tensor, heads: int, key_width: int, value_width: int, window_size: int, scale: float, dropout: float = 0.0
+    query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float, dropout: float = 0.0
 ) -> Tensor:
     """Multi-head attention of every position to the positions of its own window.
 
     Args:
-        qkv: (b, h, w, heads * (2 * key_width + value_width)): queries, keys and values side by side in the channels,
-            in each of them heads outer and head width inner.
+        query_key: (b, h, w, 2 * heads * d): queries and keys side by side in the channels, heads outer in each.
+        value: (b, h, w, heads * d'), heads outer.
         heads: Number of heads.
-        key_width: Width of a query and key head.
-        value_width: Width of a value head.
         window_size: Height and width of a window, in positions. A map that is smaller has one window of its own size.
         scale: Factor of the scores.
         dropout: Probability that an attention weight is zeroed; 0 outside training.
 
     Returns:
-        (b, h, w, heads * value_width).
+        (b, h, w, heads * d').
     """
     if torch.jit.is_scripting():
-        return _attend_in_windows_traced(qkv, heads, key_width, value_width, window_size, scale, dropout)
+        return _attend_in_windows_traced(query_key, value, heads, window_size, scale, dropout)
     else:
         body = _attend_in_windows
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             body = _attend_in_windows_traced
         elif torch.compiler.is_compiling():
             if dropout == 0.0:
-                return torch.ops.scalablevit.window_attention(qkv, heads, key_width, value_width, window_size, scale)
+                return torch.ops.scalablevit.window_attention(query_key, value, heads, window_size, scale)
             body = _attend_in_windows_traced  # the operator draws no random numbers
-        return body(qkv, heads, key_width, value_width, window_size, scale, dropout)
+        return body(query_key, value, heads, window_size, scale, dropout)
 
 
 def partition(x: Tensor, window_height: int, window_width: int) -> Tensor:
@@ -66,31 +64,36 @@ def merge(x: Tensor, window_height: int, window_width: int, height: int, width: 
 
 
 def _attend_in_windows(
-    qkv: Tensor, heads: int, key_width: int, value_width: int, window_size: int, scale: float, dropout: float
+    query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float, dropout: float
 ) -> Tensor:
-    _, h, w, _ = qkv.shape
+    _, h, w, _ = value.shape
     window_height, window_width = min(window_size, h), min(window_size, w)
     missing_height, missing_width = -h % window_height, -w % window_width
     mask = None
     if missing_height or missing_width:
-        qkv = F.pad(qkv, (0, 0, 0, missing_width, 0, missing_height))
-        mask = _padding_mask(qkv, h, w, window_height, window_width)
-    out = _attend(partition(qkv, window_height, window_width), heads, key_width, value_width, scale, dropout, mask)
+        padding = (0, 0, 0, missing_width, 0, missing_height)
+        query_key, value = F.pad(query_key, padding), F.pad(value, padding)
+        mask = _padding_mask(value, h, w, window_height, window_width)
+    query_key = partition(query_key, window_height, window_width)
+    value = partition(value, window_height, window_width)
+    out = _attend(query_key, value, heads, scale, dropout, mask)
     out = merge(out, window_height, window_width, h + missing_height, w + missing_width)
     return out[:, :h, :w]
 
 
 def _attend_in_windows_traced(
-    qkv: Tensor, heads: int, key_width: int, value_width: int, window_size: int, scale: float, dropout: float
+    query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float, dropout: float
 ) -> Tensor:
-    b, h, w, _ = qkv.shape
+    b, h, w, _ = value.shape
     padded_height = (h + window_size - 1) // window_size * window_size
     padded_width = (w + window_size - 1) // window_size * window_size
-    qkv = F.pad(qkv, [0, 0, 0, padded_width - w, 0, padded_height - h])
-    real = torch.zeros([b, h, w, 1], dtype=qkv.dtype, device=qkv.device)
-    mask = F.pad(real, [0, 0, 0, padded_width - w, 0, padded_height - h], value=float("-inf"))
+    padding = [0, 0, 0, padded_width - w, 0, padded_height - h]
+    real = torch.zeros([b, h, w, 1], dtype=value.dtype, device=value.device)
+    mask = F.pad(real, padding, value=float("-inf"))
     mask = partition(mask, window_size, window_size).transpose(1, 2).unsqueeze(1)  # (b * windows, 1, 1, k)
-    out = _attend(partition(qkv, window_size, window_size), heads, key_width, value_width, scale, dropout, mask)
+    query_key = partition(F.pad(query_key, padding), window_size, window_size)
+    value = partition(F.pad(value, padding), window_size, window_size)
+    out = _attend(query_key, value, heads, scale, dropout, mask)
     out = merge(out, window_size, window_size, padded_height, padded_width)
     return F.pad(out, [0, 0, 0, w - padded_width, 0, h - padded_height])  # a negative padding crops
 
@@ -103,61 +106,51 @@ def _padding_mask(padded: Tensor, height: int, width: int, window_height: int, w
     return partition(mask, window_height, window_width).transpose(1, 2).unsqueeze(1).repeat(b, 1, 1, 1)
 
 
-def _attend(
-    windows: Tensor,
-    heads: int,
-    key_width: int,
-    value_width: int,
-    scale: float,
-    dropout: float,
-    mask: Tensor | None,
-) -> Tensor:
-    """(windows, q, n * (2 * d + d')) to (windows, q, n * d')."""
-    widths = [heads * key_width, heads * key_width, heads * value_width]
-    query, key, value = windows.split(widths, dim=-1)
+def _attend(query_key: Tensor, value: Tensor, heads: int, scale: float, dropout: float, mask: Tensor | None) -> Tensor:
+    """(windows, q, n * 2 * d) and (windows, q, n * d') to (windows, q, n * d')."""
+    query, key = query_key.split(query_key.shape[-1] // 2, dim=-1)
     query, key, value = split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
-    return merge_heads(attend(query, key, value, scale=scale, dropout=dropout, mask=mask))
+    return merge_heads(attend(query, key, value, scale, dropout, mask))
 
 
 @torch.library.custom_op("scalablevit::window_attention", mutates_args=())
-def _operator(qkv: Tensor, heads: int, key_width: int, value_width: int, window_size: int, scale: float) -> Tensor:
-    return _attend_in_windows(qkv, heads, key_width, value_width, window_size, scale, 0.0).contiguous()
+def _operator(query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float) -> Tensor:
+    return _attend_in_windows(query_key, value, heads, window_size, scale, 0.0).contiguous()
 
 
 @_operator.register_fake
-def _operator_fake(qkv: Tensor, heads: int, key_width: int, value_width: int, window_size: int, scale: float) -> Tensor:
-    b, h, w, _ = qkv.shape
-    return qkv.new_empty((b, h, w, heads * value_width))
+def _operator_fake(query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float) -> Tensor:
+    return value.new_empty(value.shape)
 
 
 @torch.library.custom_op("scalablevit::window_attention_backward", mutates_args=())
 def _backward_operator(
-    grad: Tensor, qkv: Tensor, heads: int, key_width: int, value_width: int, window_size: int, scale: float
-) -> Tensor:
+    grad: Tensor, query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float
+) -> tuple[Tensor, Tensor]:
     # The forward is computed again: it costs little beside the linear layers around it, and the input is all that is
     # kept. Inside an operator autograd is off; torch.func brings its own.
-    def forward(qkv: Tensor) -> Tensor:
-        return _attend_in_windows(qkv, heads, key_width, value_width, window_size, scale, 0.0)
+    def forward(query_key: Tensor, value: Tensor) -> Tensor:
+        return _attend_in_windows(query_key, value, heads, window_size, scale, 0.0)
 
-    pullback = torch.func.vjp(forward, qkv)[1]
-    return pullback(grad)[0].contiguous()
+    pullback = torch.func.vjp(forward, query_key, value)[1]
+    grad_query_key, grad_value = pullback(grad)
+    return grad_query_key.contiguous(), grad_value.contiguous()
 
 
 @_backward_operator.register_fake
 def _backward_operator_fake(
-    grad: Tensor, qkv: Tensor, heads: int, key_width: int, value_width: int, window_size: int, scale: float
-) -> Tensor:
-    return qkv.new_empty(qkv.shape)
+    grad: Tensor, query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    return query_key.new_empty(query_key.shape), value.new_empty(value.shape)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    qkv, *ctx.arguments = inputs
-    ctx.save_for_backward(qkv)
+    query_key, value, *ctx.arguments = inputs
+    ctx.save_for_backward(query_key, value)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (qkv,) = ctx.saved_tensors
-    return _backward_operator(grad, qkv, *ctx.arguments), None, None, None, None, None
+    return *_backward_operator(grad, *ctx.saved_tensors, *ctx.arguments), None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_save_for_backward)
