@@ -1,8 +1,8 @@
 """Speed and memory side by side with the published implementations of ScalableViT, in one process.
 
-The contenders run in turn (A B A B ...), so that what else the machine does hits all of them; the figures are medians,
-the ratio is the reference's time over ours. Saved activations are the bytes of the distinct storages that autograd keeps
-for the backward pass, parameters left out; peak RSS is that of a fresh process over what it held before the step.
+The contenders run in turn (A B A B ...), so that what else the machine does hits all of them. Figures are medians; the
+ratio is the reference's time over ours. Saved activations are the bytes of the distinct storages that autograd keeps for
+the backward pass, parameters left out; peak RSS is that of a fresh process over what it held before the step.
 
     python benchmarks/against_references.py                          # against the package vit-pytorch
     python benchmarks/against_references.py --authors PATH           # and against a checkout of the authors' repository
@@ -13,7 +13,9 @@ Results are kept in benchmarks/results/.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import json
 import platform
 import statistics
@@ -57,7 +59,8 @@ class Comparison:
 
     def models(self) -> dict[str, nn.Module]:
         """The two models, ours first."""
-        return {"ours": self.ours(), "reference": self.reference()}
+        with contextlib.redirect_stdout(io.StringIO()):  # the authors' constructors print
+            return {"ours": self.ours(), "reference": self.reference()}
 
     def images(self) -> torch.Tensor:
         """(batch, 3, size, size), random."""

@@ -34,6 +34,10 @@ def arrow(x1: float, y1: float, x2: float, y2: float, colour: str = SOFT) -> str
     )
 
 
+def line(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f"<line x1='{x1}' y1='{y1}' x2='{x2}' y2='{y2}' stroke='{INK}' stroke-width='1.4'/>"
+
+
 def grid(x: float, y: float, cells: int, cell: float, paint: dict[tuple[int, int], tuple[str, float]]) -> str:
     parts = []
     for row in range(cells):
@@ -92,13 +96,9 @@ def attentions() -> str:
     parts.append(text(left, 240, "IWSA: its own window, and LIM across the border", 14, anchor="start", bold=True))
     parts.append(grid(left, top, 8, cell, window))
     parts.append(box(left + 2 * cell, top + cell, 3 * cell, 3 * cell, "none", LIM, 1.0, 2.6))
-    for offset in (4 * cell,):
-        parts.append(
-            f"<line x1='{left + offset}' y1='{top}' x2='{left + offset}' y2='{top + 128}' stroke='{INK}' stroke-width='1.4'/>"
-        )
-        parts.append(
-            f"<line x1='{left}' y1='{top + offset}' x2='{left + 128}' y2='{top + offset}' stroke='{INK}' stroke-width='1.4'/>"
-        )
+    middle = 4 * cell
+    parts.append(line(left + middle, top, left + middle, top + 2 * middle))
+    parts.append(line(left, top + middle, left + 2 * middle, top + middle))
     parts.append(box(left + 160, top + 16, 14, 14, IWSA, INK, 1.0, 0.7))
     parts.append(text(left + 182, top + 28, "a query", 12, SOFT, "start"))
     parts.append(box(left + 160, top + 42, 14, 14, IWSA, "#d0d7de", 0.3, 0.7))

@@ -177,9 +177,8 @@ class FeedForward(nn.Module):
 
     def _in_slices(self, x: Tensor) -> Tensor:
         """The same some positions at a time, so that the hidden layer stays in the cache of a CPU."""
-        count = max(1, _SLICE_BYTES // (self.fc1.out_features * x.element_size()))
-        slices = [self._project(self.fc1(rows)) for rows in x.flatten(0, -2).split(count)]
-        return (slices[0] if len(slices) == 1 else torch.cat(slices)).view(x.shape)
+        slices = [self._project(self.fc1(rows)) for rows in _slices(x, self.fc1.out_features)]
+        return _joined(slices).view(x.shape)
 
     def _project(self, hidden: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.dropout(F.gelu(hidden))))
@@ -191,24 +190,41 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        return linear(F.gelu(hidden), weight, bias)
+        slices = [linear(F.gelu(rows), weight, bias) for rows in _slices(hidden)]
+        return _joined(slices).view(*hidden.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         hidden_grad = weight_grad = bias_grad = None
-        rows = grad.flatten(0, -2)  # (positions, c')
+        grad_rows = grad.flatten(0, -2)  # (positions, c')
+        slices = _slices(hidden)
+        grads = grad_rows.split(slices[0].shape[0])
         if ctx.needs_input_grad[0]:
-            activation_grad = grad @ weight.to(grad.dtype)  # autocast has the product in another type than the weight
-            hidden_grad = torch.ops.aten.gelu_backward(activation_grad, hidden)
+            cast_weight = weight.to(grad.dtype)  # autocast has the product in another type than the weight
+            parts = [torch.ops.aten.gelu_backward(g @ cast_weight, h) for g, h in zip(grads, slices, strict=True)]
+            hidden_grad = _joined(parts).view(hidden.shape)
         if ctx.needs_input_grad[1]:
-            weight_grad = (rows.t() @ F.gelu(hidden).flatten(0, -2).to(grad.dtype)).to(weight.dtype)
+            products = [g.t() @ F.gelu(h).to(grad.dtype) for g, h in zip(grads, slices, strict=True)]
+            weight_grad = sum(products[1:], start=products[0]).to(weight.dtype)
         if ctx.needs_input_grad[2]:
-            bias_grad = rows.sum(0).to(weight.dtype)
+            bias_grad = grad_rows.sum(0).to(weight.dtype)
         return hidden_grad, weight_grad, bias_grad
 
 
 _SLICE_BYTES = 4 * 2**20  # of the hidden layer; measured against 0.5, 1 and 2 MiB, see docs/log.md
+
+
+def _slices(x: Tensor, width: int | None = None) -> tuple[Tensor, ...]:
+    """(..., c) as rows (positions, c), on a CPU cut where `width` (or c) channels of them are about `_SLICE_BYTES`."""
+    rows = x.flatten(0, -2)
+    if x.device.type != "cpu":
+        return (rows,)
+    return rows.split(max(1, _SLICE_BYTES // ((width or x.shape[-1]) * x.element_size())))
+
+
+def _joined(slices: list[Tensor]) -> Tensor:
+    return slices[0] if len(slices) == 1 else torch.cat(slices)
 
 
 def _fits_slices(x: Tensor) -> bool:

@@ -1,0 +1,1 @@
+"""Image classification: from a folder of images to a trained, evaluated model, and its predictions."""

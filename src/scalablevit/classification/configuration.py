@@ -1,0 +1,125 @@
+"""Every option of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from scalablevit.classification.augmentation import RandomCrop
+from scalablevit.configuration import check_count, check_probability
+from scalablevit.variants import VARIANTS
+
+Optimizer = Literal["muon", "adamw"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+LEARNING_RATES: dict[str, float] = {"muon": 5e-3, "adamw": 1e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. The defaults suit some thousand small images.
+
+    Args:
+        model: Name of a variant; ``scalablevit models`` lists them.
+        size: Height and width that images are given to the model in, in pixels. Default: what the images have (the
+            median of the shorter sides), but at most 224.
+        channels: 1 for grey, 3 for colour. Default: what the images have.
+        epochs: How often the model sees each image.
+        batch_size: Images per step.
+        optimizer: "muon" learns faster; "adamw" is what the paper's authors used.
+        learning_rate: The highest of the run; it is reached after the warm-up, and falls along a cosine from then on.
+            Default: 0.005 for Muon, 0.001 for AdamW.
+        final_learning_rate: At the last step, as a fraction of the highest.
+        warmup_epochs: For how many epochs the learning rate rises, from 0.
+        weight_decay: Per step, as a fraction of the learning rate. Norms, biases and PEG have none.
+        clip: The norm of all gradients together is cut to this; 0 for no limit.
+        label_smoothing: How much of each label is spread evenly over the classes.
+        drop_path: Rate of stochastic depth of the last attention block.
+        random_crop: "pad" moves the image by up to `padding` pixels; "resize" cuts out a random part and resizes it.
+        padding: For the random crop "pad", in pixels. Default: a 28th of the size.
+        smallest_area: For the random crop "resize", the smallest part, as a fraction of the image's area.
+        flip: Probability that left and right are exchanged.
+        erasing: Probability that a rectangle of the image is filled with noise.
+        mixup: Images are mixed in pairs, with a weight from the Beta distribution with this parameter; 0 for never.
+        cutmix: Rectangles are exchanged in pairs, of an area from the Beta distribution with this parameter; 0 for
+            never. With mixup too, each step draws one of both.
+        ema: Decay per step of an average of the weights, which is evaluated and saved in their place; 0 for none.
+        seed: Of all that is random.
+        accelerator: Where to train: "auto", "cpu", "gpu", "mps", or another that Lightning knows.
+        precision: Of the arithmetic.
+        workers: Processes that read images; 0: the training process does, which is fastest for small images in memory.
+        memory_mb: Images that take up to so many megabytes when decoded are kept in memory.
+
+    Raises:
+        ValueError: If an option has no sense.
+    """
+
+    model: str = "scalablevit_nano"
+    size: int | None = None
+    channels: int | None = None
+    epochs: int = 9
+    batch_size: int = 64
+    optimizer: Optimizer = "muon"
+    learning_rate: float | None = None
+    final_learning_rate: float = 0.01
+    warmup_epochs: float = 1.0
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    label_smoothing: float = 0.1
+    drop_path: float = 0.0
+    random_crop: RandomCrop = "pad"
+    padding: int | None = None
+    smallest_area: float = 0.35
+    flip: float = 0.5
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
+    seed: int = 0
+    accelerator: str = "auto"
+    precision: Precision = "32-true"
+    workers: int = 0
+    memory_mb: int = 1024
+
+    def __post_init__(self) -> None:
+        check_choice("model", self.model, tuple(VARIANTS))
+        check_choice("optimizer", self.optimizer, get_args(Optimizer))
+        check_choice("random_crop", self.random_crop, get_args(RandomCrop))
+        check_choice("precision", self.precision, get_args(Precision))
+        for name in ("epochs", "batch_size"):
+            check_count(name, getattr(self, name))
+        for name in ("seed", "workers", "memory_mb"):
+            check_count(name, getattr(self, name), minimum=0)
+        for name in ("label_smoothing", "drop_path", "ema"):
+            check_probability(name, getattr(self, name))
+        for name in ("flip", "erasing", "final_learning_rate"):
+            check_range(name, getattr(self, name), 0, 1)
+        for name in ("weight_decay", "clip", "mixup", "cutmix"):
+            check_range(name, getattr(self, name), 0)
+        if self.learning_rate is not None:
+            check_range("learning_rate", self.learning_rate, 0, above=True)
+        check_range("smallest_area", self.smallest_area, 0, 1, above=True)
+        check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        if self.padding is not None:
+            check_count("padding", self.padding, minimum=0)
+        if self.size is not None:
+            check_count("size", self.size)
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"channels is {self.channels!r}; it must be 1 (grey), 3 (colour), or left out")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises a ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def check_range(name: str, value: float, lowest: float, highest: float | None = None, *, above: bool = False) -> None:
+    """Raises a ValueError unless `value` is a number from `lowest`, or `above` it, up to `highest`."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and (value > lowest or (value == lowest and not above)) and (highest is None or value <= highest):
+        return
+    low = f"above {lowest}" if above else f"of at least {lowest}"
+    raise ValueError(
+        f"{name} is {value!r}; it must be a number {low}{'' if highest is None else f' and at most {highest}'}"
+    )

@@ -1,0 +1,106 @@
+"""Lightning's Trainer, set up for a run folder."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
+
+from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.progress import MetricsRecorder
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+from scalablevit.classification.task import ClassificationTask
+
+# Advice that does not fit, as regular expressions of how it starts: images in memory want no workers, a small set has
+# fewer steps than Lightning's interval of logging, which is not used, and a deprecation in Lightning's own code.
+_UNFIT_ADVICE = (
+    r"The '\w+_dataloader' does not have many workers",
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
+def fit(
+    task: ClassificationTask,
+    training: DataLoader[Any],
+    validation: DataLoader[Any],
+    config: TrainConfig,
+    folder: RunFolder,
+    callbacks: Sequence[Any] = (),
+) -> list[EpochMetrics]:
+    """Trains, and leaves the weights of the best epoch in the task.
+
+    Args:
+        task: What is trained.
+        training: Batches to train on.
+        validation: Batches to choose the best epoch by.
+        config: The options of the run.
+        folder: Where checkpoints and metrics go.
+        callbacks: More of Lightning's callbacks, for example a display of progress.
+
+    Returns:
+        The metrics of all epochs.
+
+    Raises:
+        ValueError: If the machine has no such accelerator, or not with such a precision.
+    """
+    recorder = MetricsRecorder(folder)
+    checkpoint = ModelCheckpoint(
+        dirpath=folder.checkpoints,
+        filename="best",
+        monitor="val_top1",
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    with quiet_lightning():
+        trainer = make_trainer(config, [recorder, checkpoint, *callbacks])
+        trainer.fit(task, training, validation)
+    best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+    task.load_state_dict(best["state_dict"])
+    return recorder.rows
+
+
+def make_trainer(config: TrainConfig, callbacks: Sequence[Any]) -> Any:
+    """Lightning's Trainer with the options of a run, and nothing that writes or prints by itself."""
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            devices=1,
+            precision=config.precision,
+            max_epochs=config.epochs,
+            gradient_clip_val=config.clip or None,
+            callbacks=list(callbacks),
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ModuleNotFoundError) as error:
+        raise ValueError(f"accelerator {config.accelerator!r} cannot be used here: {error}") from error
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silences Lightning's announcements and its advice that does not fit. Its other warnings come through."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning", "lightning_fabric")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _UNFIT_ADVICE:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)

@@ -1,0 +1,179 @@
+"""What is told of a run while it runs: a row of metrics after each epoch, and a display for people."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+from scalablevit.classification.task import ClassificationTask
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsRecorder(pl.Callback):
+    """Writes a row of ``metrics.csv`` after each epoch, and logs it.
+
+    Args:
+        folder: Where the row goes.
+
+    Attributes:
+        rows: The rows so far.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.rows: list[EpochMetrics] = []
+        self._losses: list[torch.Tensor] = []
+        self._images = 0
+        self._started = self._trained = self._learning_rate = 0.0
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begins to measure."""
+        self._losses, self._images, self._started = [], 0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Notes the loss; reading its value would make an accelerator wait."""
+        self._losses.append(outputs["loss"].detach())
+        self._images += len(batch[1])
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Ends the time that counts as training."""
+        self._trained = time.perf_counter() - self._started
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Writes the row.
+
+        Raises:
+            ValueError: If the loss is not a number any more.
+        """
+        loss = float(torch.stack(self._losses).mean())
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the training loss is {loss} after epoch {trainer.current_epoch + 1}: train again with a lower"
+                " learning_rate, or with precision 32-true"
+            )
+        row = EpochMetrics(
+            epoch=trainer.current_epoch + 1,
+            train_loss=loss,
+            val_loss=float(trainer.callback_metrics["val_loss"]),
+            val_top1=float(trainer.callback_metrics["val_top1"]),
+            learning_rate=self._learning_rate,
+            seconds=time.perf_counter() - self._started,
+            images_per_second=self._images / self._trained,
+        )
+        self.rows.append(row)
+        self.folder.append_metrics(row)
+        logger.info(describe(row))
+
+
+class ProgressDisplay(pl.Callback):
+    """Shows how far a run is: a line per epoch, and on a terminal a bar below them.
+
+    Where output goes into a file there is no bar, and a line every `interval_s` seconds within a long epoch.
+
+    Args:
+        console: Where to show it; None: standard output.
+        interval_s: Seconds between lines within an epoch.
+    """
+
+    def __init__(self, console: Console | None = None, interval_s: float = 60.0) -> None:
+        self.console = console or Console(highlight=False)
+        self.interval_s = interval_s
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self.console, transient=True)
+        self._started = self._epoch_started = self._last_line = 0.0
+        self._steps = 0
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Says what is trained, and puts up the bar."""
+        self._print(describe_task(pl_module, len(trainer.train_dataloader.dataset)))
+        self._started = self._last_line = time.perf_counter()
+        self._steps = int(trainer.estimated_stepping_batches)
+        if self.console.is_terminal:
+            self._bar.add_task("starting", total=self._steps, facts="")
+            self._bar.start()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begins to measure the speed."""
+        self._epoch_started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Moves the bar, or writes a line if there was none for long."""
+        now = time.perf_counter()
+        if self.console.is_terminal:
+            # Ten times a second is enough for people, and keeps an accelerator from waiting for each loss.
+            if now - self._last_line > 0.1:
+                self._last_line = now
+                facts = self._facts(trainer, outputs, batch, batch_idx, now)
+                description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+                task = self._bar.task_ids[0]
+                self._bar.update(task, completed=trainer.global_step, description=description, facts=facts)
+        elif now - self._last_line > self.interval_s:
+            self._last_line = now
+            facts = self._facts(trainer, outputs, batch, batch_idx, now)
+            self._print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  {facts}")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Writes the line of the epoch."""
+        self._last_line = time.perf_counter()
+        recorder = next(callback for callback in trainer.callbacks if isinstance(callback, MetricsRecorder))
+        self._print(f"{describe(recorder.rows[-1], trainer.max_epochs)}  {self._time_left(trainer)}")
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Takes the bar down."""
+        self._stop()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Takes the bar down, so that the message of the error finds an ordinary terminal."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.console.is_terminal:  # elsewhere it would leave an empty line
+            self._bar.stop()
+
+    def _facts(self, trainer: Any, outputs: Any, batch: Any, batch_index: int, now: float) -> str:
+        speed = (batch_index + 1) * len(batch[1]) / (now - self._epoch_started)
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        return f"loss {float(outputs['loss']):.3f}  lr {rate:.1e}  {speed:.0f} images/s  {self._time_left(trainer)}"
+
+    def _time_left(self, trainer: Any) -> str:
+        per_step = (time.perf_counter() - self._started) / max(trainer.global_step, 1)
+        return f"{format_seconds(per_step * (self._steps - trainer.global_step))} left"
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True)
+
+
+def describe_task(task: ClassificationTask, images: int) -> str:
+    """What is trained on how many images, as a line of text."""
+    config, classes = task.config, len(task.scores.classes)
+    millions = sum(parameter.numel() for parameter in task.model.parameters()) / 1e6
+    return (
+        f"{config.model} with {millions:.2f} M parameters on {task.device}; {images} images of {classes} classes,"
+        f" at {config.size}x{config.size} pixels in {'grey' if config.channels == 1 else 'colour'}"
+    )
+
+
+def describe(row: EpochMetrics, epochs: int | None = None) -> str:
+    """A row of metrics as a line of text."""
+    return (
+        f"epoch {row.epoch}{f'/{epochs}' if epochs else ''}  loss {row.train_loss:.3f}"
+        f"  val loss {row.val_loss:.3f}  val top-1 {row.val_top1:.1f} %  lr {row.learning_rate:.1e}"
+        f"  {row.images_per_second:.0f} images/s  {row.seconds:.1f} s"
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """A time as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

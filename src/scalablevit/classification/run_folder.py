@@ -1,0 +1,164 @@
+"""The folder that a training run leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalablevit.classification.scores import EvaluateResult
+
+PACKAGES = ("scalablevit", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """One row of ``metrics.csv``.
+
+    Args:
+        epoch: From 1.
+        train_loss: Mean over the epoch's steps, of augmented images and smoothed labels.
+        val_loss: Mean cross-entropy after the epoch.
+        val_top1: Per cent, after the epoch.
+        learning_rate: In the epoch's last step.
+        seconds: The epoch took, validation included.
+        images_per_second: In training.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_top1: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The names of what a run folder holds, and how it is written and read."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Everything needed to run it again."""
+        return self.path / "config.yaml"
+
+    @property
+    def versions_file(self) -> Path:
+        """The versions that ran, and the seed."""
+        return self.path / "versions.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One row per epoch; see `EpochMetrics`."""
+        return self.path / "metrics.csv"
+
+    @property
+    def curves_file(self) -> Path:
+        """The same as a picture."""
+        return self.path / "report" / "curves.png"
+
+    @property
+    def evaluation_file(self) -> Path:
+        """The scores of the saved weights; see `EvaluateResult`."""
+        return self.path / "evaluate.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Lightning's checkpoints of the best and of the last epoch."""
+        return self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: str | Path, *, overwrite: bool) -> RunFolder:
+        """A new, empty run folder.
+
+        Args:
+            path: Where. What is there is kept, unless it is an empty folder.
+            overwrite: Whether to remove an earlier run folder that is there.
+
+        Raises:
+            ValueError: If something is there that is not to be removed.
+        """
+        folder = cls(Path(path))
+        folder.check_free(overwrite=overwrite)
+        if folder.path.exists():
+            shutil.rmtree(folder.path)
+        folder.path.mkdir(parents=True)
+        return folder
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Raises a ValueError unless `create` may make this folder."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.is_run_folder():
+            raise ValueError(
+                f"{self.path} exists and is not a run folder, so it is neither used nor removed: give another --out"
+            )
+        if not overwrite:
+            raise ValueError(f"{self.path} holds an earlier run: give another --out, or --overwrite to replace it")
+
+    def is_run_folder(self) -> bool:
+        """Whether a training run made the folder."""
+        try:
+            versions = json.loads(self.versions_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(versions, dict) and "scalablevit" in versions and self.config_file.is_file()
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes config.yaml, which the command line takes with ``--config``."""
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        self.config_file.write_text(text, encoding="utf-8")
+
+    def write_versions(self, seed: int) -> None:
+        """Writes versions.json, from what is installed."""
+        versions: dict[str, Any] = {"seed": seed, "python": platform.python_version(), "platform": platform.platform()}
+        for package in PACKAGES:
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                versions[package] = None
+        write_json(self.versions_file, versions)
+
+    def append_metrics(self, row: EpochMetrics) -> None:
+        """Adds a row to metrics.csv."""
+        is_new = not self.metrics_file.exists()
+        with self.metrics_file.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(EpochMetrics)], lineterminator="\n")
+            if is_new:
+                writer.writeheader()
+            writer.writerow({name: format_number(value) for name, value in asdict(row).items()})
+
+    def read_metrics(self) -> list[EpochMetrics]:
+        """The rows of metrics.csv."""
+        with self.metrics_file.open(newline="", encoding="utf-8") as file:
+            return [
+                EpochMetrics(epoch=int(row.pop("epoch")), **{name: float(value) for name, value in row.items()})
+                for row in csv.DictReader(file)
+            ]
+
+    def write_evaluation(self, result: EvaluateResult) -> None:
+        """Writes evaluate.json."""
+        write_json(self.evaluation_file, asdict(result))
+
+
+def format_number(value: float) -> str:
+    """A number with six digits, whole ones without a point."""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,219 @@
+"""From an image file to what a model takes: decoding, and the evaluation transform that every verb shares.
+
+Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to 255, (c, h, w), until `normalise`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, get_args
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+CropMode = Literal["center", "squash", "border"]
+
+_MODES = {1: "L", 3: "RGB"}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What is done to an image before a model sees it, outside training.
+
+    The resize and crop are timm's, so that timm and everything built on it, given the same configuration, shows a
+    model the same pixels.
+
+    Args:
+        size: Height and width that the model gets, in pixels.
+        channels: 1 for grey, 3 for colour; images are converted.
+        mean: Per channel, on a scale from 0 to 1; subtracted.
+        std: Per channel, on the same scale; divided by.
+        interpolation: Of the resize.
+        crop_fraction: How much of the resized image is kept, along each axis; above 0, up to 1.
+        crop_mode: ``"center"``: the shorter side is resized, and the centre cut out. ``"squash"``: both sides are
+            resized, the aspect ratio is lost. ``"border"``: the longer side is resized, and the rest filled.
+
+    Raises:
+        ValueError: If a value is not possible.
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: Interpolation = "bicubic"
+    crop_fraction: float = 1.0
+    crop_mode: CropMode = "center"
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(
+                f"channels is {self.channels}; images can be read with 1 channel (grey) or 3 (colour). For others,"
+                " give tensors to the model yourself"
+            )
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size is {self.size}; it must be a height and a width in pixels, for example (224, 224)")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(f"{name} is {values}; it must hold {self.channels} numbers, one for each channel")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; it must hold positive numbers")
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction is {self.crop_fraction}; it must lie above 0 and be at most 1")
+        for name, value, allowed in (
+            ("interpolation", self.interpolation, get_args(Interpolation)),
+            ("crop_mode", self.crop_mode, get_args(CropMode)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
+        """What the ``pretrained_cfg`` of timm's config.json says, with timm's defaults for what it does not.
+
+        Raises:
+            ValueError: If it holds something that is not possible.
+        """
+        channels, height, width = cfg.get("input_size") or (3, 224, 224)
+        return cls(
+            size=(height, width),
+            channels=channels,
+            mean=tuple(cfg.get("mean") or (IMAGENET_MEAN if channels == 3 else (0.5,))),
+            std=tuple(cfg.get("std") or (IMAGENET_STD if channels == 3 else (0.5,))),
+            interpolation=cfg.get("interpolation") or "bicubic",
+            crop_fraction=cfg.get("crop_pct") or 0.875,
+            crop_mode=cfg.get("crop_mode") or "center",
+        )
+
+    def to_pretrained_cfg(self) -> dict[str, Any]:
+        """The same for timm's config.json."""
+        return {
+            "input_size": [self.channels, *self.size],
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_fraction,
+            "crop_mode": self.crop_mode,
+        }
+
+    def load(self, path: str | Path) -> Tensor:
+        """The pixels (c, h, w) of an image file.
+
+        Raises:
+            ValueError: If the file is not a readable image.
+            FileNotFoundError: If there is no such file.
+        """
+        return self.to_pixels(read_image(path, self.channels))
+
+    def to_pixels(self, image: Image.Image) -> Tensor:
+        """The pixels (c, h, w) of a decoded image, resized and cropped."""
+        return self._resize_and_crop(image)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What the model takes, (b, c, h, w) in float32, from pixels (b, c, h, w)."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
+        return (pixels.float() / 255 - mean) / std
+
+    @cached_property
+    def _resize_and_crop(self) -> Any:
+        from timm.data import create_transform  # a second to import, which `import scalablevit` is to be spared
+
+        return create_transform(
+            (self.channels, *self.size),
+            mean=self.mean,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_fraction,
+            crop_mode=self.crop_mode,
+            normalize=False,
+        )
+
+
+def read_image(path: str | Path, channels: int | None) -> Image.Image:
+    """An image file, decoded, turned upright as its EXIF data say, and converted to grey or colour.
+
+    Args:
+        path: The file.
+        channels: 1 for grey, 3 for colour, None for what the file holds. Transparency is dropped.
+
+    Raises:
+        ValueError: If the file is not a readable image.
+        FileNotFoundError: If there is no such file.
+    """
+    with _opened(path) as image:
+        return _convert(ImageOps.exif_transpose(image), channels)
+
+
+def decoded_bytes(path: str | Path, channels: int) -> int:
+    """How much memory the pixels of an image file take when decoded; only its header is read.
+
+    Raises:
+        ValueError: If the file is not a readable image.
+        FileNotFoundError: If there is no such file.
+    """
+    with _opened(path) as image:
+        return image.width * image.height * channels
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, with its header read. What goes wrong until the end of the block is said with the file's name."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist: give the path of an image file") from None
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"{path} is not an image, or of a kind that Pillow cannot read: convert or remove it"
+        ) from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+
+
+def measure_preprocessing(
+    paths: Sequence[str | Path], *, size: int | None = None, channels: int | None = None, sample: int = 256
+) -> Preprocessing:
+    """A `Preprocessing` that suits a set of images, from what `sample` of them, evenly spaced, are like.
+
+    Args:
+        paths: The image files.
+        size: Height and width, in pixels; None: the median of the images' shorter sides, but at most 224.
+        channels: 1 or 3; None: 1 if the images are grey, 3 if one of them is in colour.
+        sample: How many images are read, at most.
+
+    Raises:
+        ValueError: If an image cannot be read.
+    """
+    images = [read_image(path, channels) for path in paths[:: math.ceil(len(paths) / sample)]]
+    if channels is None:
+        channels = 1 if all(image.mode == "L" for image in images) else 3
+    if size is None:
+        size = min(round(median(min(image.size) for image in images)), 224)
+    unscaled = Preprocessing(size=(size, size), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+    mode = _MODES[channels]
+    pixels = torch.stack([unscaled.to_pixels(image.convert(mode)) for image in images])
+    deviation, mean = torch.std_mean(unscaled.normalise(pixels), dim=(0, 2, 3), correction=0)
+    # A channel that never changes is not divided by zero; four digits say enough, and read better in files.
+    std = tuple(round(value, 4) or 1.0 for value in deviation.tolist())
+    return replace(unscaled, mean=tuple(round(value, 4) for value in mean.tolist()), std=std)
+
+
+def _convert(image: Image.Image, channels: int | None) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits and more, which Pillow would clip at 255 rather than scale
+        image = image.convert("I").point(lambda value: value / 257)
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if channels is None:
+        channels = 1 if image.mode in ("1", "L", "LA", "I") else 3
+    return image.convert(_MODES[channels])

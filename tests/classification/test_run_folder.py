@@ -1,0 +1,70 @@
+"""What a run folder holds, and what is never removed."""
+
+import json
+
+import pytest
+
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+
+
+def finished(path):
+    folder = RunFolder.create(path, overwrite=False)
+    folder.write_config({"epochs": 3})
+    folder.write_versions(7)
+    return folder
+
+
+def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):
+    folder = finished(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds an earlier run: give another --out, or --overwrite"):
+        RunFolder.create(tmp_path / "run", overwrite=False)
+    assert folder.config_file.exists()
+    RunFolder.create(tmp_path / "run", overwrite=True)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_is_no_run_folder_is_never_removed(tmp_path, overwrite):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "config.yaml").write_text("mine")
+    (tmp_path / "versions.json").write_text("[]")
+    for name in ("thesis", "versions.json"):
+        with pytest.raises(ValueError, match="is not a run folder, so it is neither used nor removed"):
+            RunFolder.create(tmp_path / name, overwrite=overwrite)
+    assert (tmp_path / "thesis" / "config.yaml").read_text() == "mine"
+
+
+def test_an_empty_folder_is_used(tmp_path):
+    assert RunFolder.create(tmp_path, overwrite=False).path.is_dir()
+
+
+def test_versions_are_those_installed(tmp_path):
+    import torch
+
+    versions = json.loads(finished(tmp_path / "run").versions_file.read_text())
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert versions["seed"] == 7
+    assert versions["scalablevit"]
+    assert versions["python"].startswith("3.")
+
+
+def test_metrics_survive_their_file(tmp_path):
+    folder = finished(tmp_path / "run")
+    rows = [
+        EpochMetrics(
+            epoch=epoch,
+            train_loss=1.5 / epoch,
+            val_loss=2.0 / epoch,
+            val_top1=50.0 + epoch,
+            learning_rate=1e-3,
+            seconds=12.25,
+            images_per_second=700.5,
+        )
+        for epoch in (1, 2)
+    ]
+    for row in rows:
+        folder.append_metrics(row)
+    lines = folder.metrics_file.read_text().splitlines()
+    assert lines[0] == "epoch,train_loss,val_loss,val_top1,learning_rate,seconds,images_per_second"
+    assert lines[2] == "2,0.75,1,52,0.001,12.25,700.5"
+    assert folder.read_metrics() == rows

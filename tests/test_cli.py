@@ -1,0 +1,174 @@
+"""The command line: what it prints, what it needs, and one line for each mistake."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from scalablevit import __version__, extras
+from scalablevit.classification.configuration import TrainConfig
+from scalablevit.cli import VERBS, main
+from tests.classification.conftest import TINY, one_thread, write_images  # noqa: F401  # a fixture
+
+OPTIONS = [f"--{name}={value}" for name, value in TINY.items()]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_images(folder / "train", 8, seed=0)
+    write_images(folder / "val", 2, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", str(data), "--out", str(folder), *OPTIONS]) == 0
+    return folder
+
+
+def refusal(capsys, *arguments):
+    """What is said of a mistake."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith("\n")
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("scalablevit: error: ")
+    return captured.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert VERBS[verb].summary in capsys.readouterr().out
+
+
+def test_help_of_training_explains_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(TrainConfig):
+        assert f"--{field.name} " in text
+    assert "(type: float, default: 0.1)" in text
+    assert "How often the model sees each image." in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.strip() == f"scalablevit {__version__}"
+
+
+def test_what_runs_quickly_imports_nothing_heavy():
+    code = (
+        "import sys; from scalablevit.cli import main; main(['models'])\n"
+        "heavy = {'pytorch_lightning', 'torchmetrics', 'matplotlib', 'timm', 'torchvision'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert rows["scalablevit_small"].split()[1:4] == ["32.00", "4.28", "83.1"]
+    assert "arXiv:2203.10790" in rows["scalablevit_large"]
+    for ours in ("scalablevit_nano", "scalablevit_tiny"):
+        assert rows[ours].split()[3] == "-"
+        assert "not published" in rows[ours]
+
+
+def test_training_tells_how_it_goes(data, tmp_path, capsys):
+    assert main(["train", str(data), "--out", str(tmp_path / "run"), *OPTIONS]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("scalablevit_nano with 1.2")
+    assert "24 images of 3 classes, at 8x8 pixels in grey" in lines[0]
+    for epoch, line in enumerate(lines[1:3], 1):
+        assert line.startswith(f"epoch {epoch}/2  loss ")
+        for part in ("val loss", "val top-1", "lr", "images/s", "left"):
+            assert part in line
+    top1 = json.loads((tmp_path / "run" / "evaluate.json").read_text())["top1"]
+    assert lines[3].startswith(f"{tmp_path / 'run'}: val top-1 {top1:.1f} %")
+
+
+def test_evaluates(run, data, capsys):
+    (run / "evaluate.json").unlink()
+    assert main(["evaluate", str(run), str(data)]) == 0
+    result = json.loads((run / "evaluate.json").read_text())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(f"top-1 {result['top1']:.1f} %, top-5 100.0 %, loss {result['loss']:.4f}, 6 images")
+    assert [line.split()[0] for line in lines[:-1]] == ["class", "above", "below", "dark"]
+
+
+def test_predicts(run, data, capsys):
+    images = [str(data / "val" / name / "000.png") for name in ("above", "dark")]
+    assert main(["predict", str(run), *images, "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == images
+    assert all(line.count(" %") == 2 for line in lines)
+
+
+def test_a_run_can_be_repeated_from_its_configuration(run, tmp_path, capsys):
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    first, again = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+
+
+def test_flags_go_before_the_configuration_file(tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump({"data": "there", "epochs": 3, "batch_size": 7}))
+    arguments = ["--config", str(tmp_path / "options.yaml"), "--epochs", "5", "--out", "run", "--print_config"]
+    with pytest.raises(SystemExit):
+        main(["train", *arguments])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["data"], printed["epochs"], printed["batch_size"]) == ("there", 5, 7)
+    assert printed["flip"] == TrainConfig().flip
+
+
+def test_each_mistake_is_one_line(run, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert "nowhere does not exist" in refusal(capsys, "train", tmp_path / "nowhere", "--out", out)
+    assert "data is not given" in refusal(capsys, "train", "--out", out)
+    assert "epochs is 0; it must be" in refusal(capsys, "train", data, "--out", out, "--epochs", "0")
+    assert "epochs" in refusal(capsys, "train", data, "--out", out, "--epochs", "many")
+    assert "--lr" in refusal(capsys, "train", data, "--out", out, "--lr", "1")
+    assert "out" in refusal(capsys, "train", data)
+    assert "holds an earlier run" in refusal(capsys, "train", data, "--out", run)
+    assert "no.yaml" in refusal(capsys, "train", "--config", tmp_path / "no.yaml", "--out", out)
+    assert "missing.png does not exist" in refusal(capsys, "predict", run, tmp_path / "missing.png")
+    assert "holds no config.json" in refusal(capsys, "evaluate", data, data)
+    assert "device is 'abacus'" in refusal(capsys, "predict", run, "x.png", "--device", "abacus")
+    assert "invalid choice: 'trian'" in refusal(capsys, "trian")
+    assert "verb" in refusal(capsys)
+    assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_mistake_found_by_a_worker_is_one_line_too(run, tmp_path, capsys):
+    write_images(tmp_path, 1, seed=0)
+    (tmp_path / "dark" / "000.png").write_text("no image")
+    assert "000.png is not an image" in refusal(capsys, "evaluate", run, tmp_path, "--workers", "1")
+
+
+def test_a_missing_extra_is_asked_for_by_name(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    message = refusal(capsys, "train", data, "--out", tmp_path / "run")
+    assert "pytorch_lightning, matplotlib are not installed: install scalablevit[train]" in message
+
+
+def test_a_programming_error_is_not_hidden(monkeypatch, data):
+    def fail(*arguments, **options):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("scalablevit.classification.evaluation.evaluate", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["evaluate", "run", str(data)])
