@@ -1,7 +1,7 @@
 """Speed and memory side by side with the published implementations of ScalableViT, in one process.
 
 The contenders run in turn (A B A B ...), so that what else the machine does hits all of them. Figures are medians, a
-ratio is the reference's time over ours. Saved activations are the bytes of the distinct storages that autograd keeps for
+ratio the reference's time over ours. Saved activations are the bytes of the distinct storages that autograd keeps for
 the backward pass, parameters left out; peak RSS is that of a fresh process over what it held before the step.
 
     python benchmarks/against_references.py                          # against the package vit-pytorch

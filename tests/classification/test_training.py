@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 
 import numpy as np
 import pytest
@@ -163,6 +164,17 @@ def test_a_mistake_in_the_data_does_not_cost_an_earlier_run(data, tmp_path):
 def test_a_loss_that_is_no_number_ends_the_run(data, tmp_path):
     with pytest.raises(ValueError, match="training loss is nan after epoch 1: train again with a lower learning_rate"):
         train(data, tmp_path / "run", **{**TINY, "learning_rate": 1e30, "clip": 0.0, "warmup_epochs": 0})
+
+
+def test_a_run_that_is_told_to_end_does_not_pass_for_finished(data, tmp_path):
+    class Terminating(pl.Callback):
+        def on_train_batch_end(self, *arguments):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        train(data, tmp_path / "run", **TINY, callbacks=[Terminating()])
+    assert caught.value.code == 143
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_an_accelerator_that_is_not_there_is_named(data, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.utils.data import DataLoader
 
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.progress import MetricsRecorder
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.task import ClassificationTask
+
+# The exit code of a process that was told to end: 128 and the signal's number.
+TERMINATED = 128 + signal.SIGTERM
 
 # Advice that does not fit, as regular expressions of how it starts: images in memory want no workers, a small set has
 # fewer steps than Lightning's interval of logging, which is not used, and a deprecation in Lightning's own code.
@@ -63,7 +67,10 @@ def fit(
     )
     with quiet_lightning():
         trainer = make_trainer(config, [recorder, checkpoint, *callbacks])
-        trainer.fit(task, training, validation)
+        try:
+            trainer.fit(task, training, validation)
+        except SIGTERMException:
+            raise SystemExit(TERMINATED) from None  # Lightning's own exit code would be 0, that of success
     best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
     task.load_state_dict(best["state_dict"])
     return recorder.rows
