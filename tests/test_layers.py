@@ -135,3 +135,12 @@ def test_inference_in_slices_is_the_same(monkeypatch):
         assert calls == [32, 32, 6]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             torch.testing.assert_close(ff(x).float(), expected, rtol=3e-2, atol=3e-2)
+
+
+def test_gradients_over_several_slices(monkeypatch):
+    monkeypatch.setattr("scalablevit.layers._SLICE_BYTES", 24 * 8 * 5)  # 5 positions at a time
+    ff, x = FeedForward(6).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *ff.parameters()]
+    plain = torch.autograd.grad(ff._project(ff.fc1(x)).square().sum(), inputs)
+    for one, other in zip(torch.autograd.grad(ff(x).square().sum(), inputs), plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -290,3 +290,43 @@ def test_torchscript_serves_every_size(design):
     for size in [(97, 131), (7, 5), (64, 64)]:
         x = torch.randn(2, 3, *size)
         torch.testing.assert_close(scripted(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@DESIGNS
+def test_hooks_and_adapters_on_any_linear_layer_take_part(design, images):
+    model = small_network(design)
+    linear_layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    seen = set()
+    for grad in (False, True):
+        seen.clear()
+        handles = [layer.register_forward_hook(lambda module, *_: seen.add(module)) for layer in linear_layers]
+        with torch.set_grad_enabled(grad):
+            hooked = model(images)
+        assert seen == set(linear_layers)
+        for handle in handles:
+            handle.remove()
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(model(images), hooked, rtol=1e-5, atol=1e-6)
+
+
+@DESIGNS
+def test_parameters_are_contiguous(design):
+    assert all(p.is_contiguous() for p in small_network(design).parameters())
+
+
+def test_a_new_classifier_has_the_device_and_type_of_the_model():
+    model = small_network("paper", head="linear", num_classes=0, dtype=torch.bfloat16, device="meta")
+    model.reset_classifier(4)
+    assert model.get_classifier().weight.dtype == torch.bfloat16
+    assert model.get_classifier().weight.is_meta
+
+
+@DESIGNS
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_torchscript_traces_can_be_saved(design, images, tmp_path):
+    model = randomise(small_network(design)).eval()
+    torch.jit.trace(model, images, check_trace=False).save(str(tmp_path / "traced.pt"))
+    loaded = torch.jit.load(str(tmp_path / "traced.pt"))
+    torch.testing.assert_close(loaded(images), model(images), rtol=1e-5, atol=1e-5)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
-from scalablevit.layers import Linear, MapConv2d, PointwiseConv, linear
+from scalablevit.layers import Linear, MapConv2d, PointwiseConv, is_plain, linear
 from scalablevit.windows import partition, window_attention
 
 # One node each in symbolic traces, where sizes are unknown.
@@ -151,6 +151,8 @@ def cut_into_cells(x: Tensor, reduction_factor: int) -> Tensor:
 def _at_least_zero(count: int) -> int:
     if torch.jit.is_scripting():
         return max(count, 0)
+    elif torch.jit.is_tracing():
+        return max(int(count), 0)  # a TorchScript trace is of the example's size
     else:
         return cast(int, torch.sym_max(count, 0))  # a symbol, in an exported graph
 
@@ -206,8 +208,17 @@ class InteractiveWindowedSelfAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        query_key, value = split_linear(x, self.to_qkv.weight, self.to_qkv.bias, self.widths)
+        query_key, value = self._project(x)
         return self.dropout(self.to_out(self.attention(query_key, value) + self.lim(value)))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.jit.is_scripting():
+            return split_linear(x, self.to_qkv.weight, self.to_qkv.bias, self.widths)
+        else:
+            if is_plain(self.to_qkv):
+                return split_linear(x, self.to_qkv.weight, self.to_qkv.bias, self.widths)
+            query_key, value = self.to_qkv(x).split(self.widths, dim=-1)
+            return query_key, value
 
 
 def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]) -> tuple[Tensor, Tensor]:

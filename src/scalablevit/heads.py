@@ -104,8 +104,13 @@ class ClassifierHead(nn.Module):
             x = self.classifier(x)
         return x.permute(0, 3, 1, 2) if self.pool.pooling == "" else x  # an unpooled map leaves channels first
 
-    def reset(self, num_classes: int, pooling: str | None = None) -> None:
-        """Replaces the classifier, on the device and in the dtype of the old, and nothing else but the pooling.
+    def reset(self, num_classes: int, pooling: str | None = None, **factory: Any) -> None:
+        """Replaces the classifier, and nothing else but the pooling. A frozen classifier's successor is frozen too.
+
+        Args:
+            num_classes: Number of logits; 0 for none.
+            pooling: New pooling; None: unchanged.
+            **factory: ``device`` and ``dtype`` of the new classifier.
 
         Raises:
             ValueError: If the pooling is unknown, or makes the features wider or narrower than the head was built for.
@@ -114,8 +119,6 @@ class ClassifierHead(nn.Module):
             pool = GlobalPool(pooling)
             self._check_width(pool)
             self.pool = pool
-        like = next(self.parameters(), None)
-        factory = {} if like is None else {"device": like.device, "dtype": like.dtype}
         requires_grad = all(p.requires_grad for p in self.classifier.parameters())
         self.classifier = self._new_classifier(num_classes, **factory).requires_grad_(requires_grad)
 

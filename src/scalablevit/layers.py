@@ -48,15 +48,7 @@ class PreNormResidual(nn.Module):
 
 
 class MapConv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` over channels-last maps: (b, h, w, c) to (b, h', w', c').
-
-    A dense kernel lies channels-last in memory too (its shape is unchanged), which spares oneDNN a copy on every call.
-    """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if self.groups == 1:
-            self.weight = nn.Parameter(self.weight.detach().contiguous(memory_format=torch.channels_last))
+    """`torch.nn.Conv2d` over channels-last maps: (b, h, w, c) to (b, h', w', c')."""
 
     def forward(self, x: Tensor) -> Tensor:
         # A permuted channels-last map is what PyTorch calls the channels_last memory format: nothing is copied.
@@ -167,11 +159,11 @@ class FeedForward(nn.Module):
         if torch.jit.is_scripting():
             return self._project(self.fc1(x))
         else:
-            if _fits_slices(x) and _is_plain(self.fc1) and _is_plain(self.fc2):
+            if _fits_slices(x) and is_plain(self.fc1) and is_plain(self.fc2):
                 return self._in_slices(x)
             hidden = self.fc1(x)
             drops = self.training and self.dropout.p > 0.0
-            if not drops and _is_recorded(hidden) and _is_plain(self.fc2):
+            if not drops and _is_recorded(hidden) and is_plain(self.fc2):
                 return cast(Tensor, _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias))
             return self._project(hidden)
 
@@ -205,8 +197,9 @@ class _GeluLinear(torch.autograd.Function):
             parts = [torch.ops.aten.gelu_backward(g @ cast_weight, h) for g, h in zip(grads, slices, strict=True)]
             hidden_grad = _joined(parts).view(hidden.shape)
         if ctx.needs_input_grad[1]:
-            products = [g.t() @ F.gelu(h).to(grad.dtype) for g, h in zip(grads, slices, strict=True)]
-            weight_grad = sum(products[1:], start=products[0]).to(weight.dtype)
+            for g, h in zip(grads, slices, strict=True):
+                product = (g.t() @ F.gelu(h).to(grad.dtype)).to(weight.dtype)
+                weight_grad = product if weight_grad is None else weight_grad + product
         if ctx.needs_input_grad[2]:
             bias_grad = grad_rows.sum(0).to(weight.dtype)
         return hidden_grad, weight_grad, bias_grad
@@ -234,14 +227,15 @@ def _fits_slices(x: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether a call of the module does what its class says, and no more: no adapter in its place, no hook."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is Linear and not any(hooks)
+    everywhere = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
+    return type(module) is Linear and "forward" not in vars(module) and not any((*hooks, *everywhere))
 
 
 def _is_recorded(x: Tensor) -> bool:
     """Whether eager autograd records what is done with `x`. False in symbolic traces, compilers and torch.func."""
-    if not isinstance(x, Tensor) or torch.compiler.is_compiling() or not x.requires_grad:
+    if not isinstance(x, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.requires_grad:
         return False
     return not torch._C._are_functorch_transforms_active()

@@ -23,8 +23,8 @@ from scalablevit.stages import Layer, Stage
 class ScalableViT(nn.Module):
     """ScalableViT (Yang et al., ECCV 2022, arXiv:2203.10790), in either published form.
 
-    Takes images of any height and width. Sizes that are multiples of the last stage's stride (32 for four stages) times
-    the reduction factors lose nothing at the borders; see `ScalableSelfAttention`.
+    Takes images of any height and width. Nothing is lost at the borders where a size is a multiple of each stage's
+    stride times its reduction factor (of 32, in the paper's variants); see `ScalableSelfAttention`.
 
     Args:
         num_classes: Number of logits; 0 for a model whose head gives features.
@@ -288,6 +288,8 @@ class ScalableViT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new linear layer (none for 0 classes) in the classifier's place. A hidden layer of the head stays.
 
+        The new layer has the device and type of the model, and is frozen if the old one was.
+
         Args:
             num_classes: Number of logits from now on.
             global_pool: New pooling; None: unchanged.
@@ -296,7 +298,8 @@ class ScalableViT(nn.Module):
             ValueError: If `num_classes` is negative, or the pooling unknown or of another width than the head's layers.
         """
         check_count("num_classes", num_classes, minimum=0)
-        self.head.reset(num_classes, global_pool)
+        like = next(self.parameters())
+        self.head.reset(num_classes, global_pool, device=like.device, dtype=like.dtype)
         self.num_classes = num_classes
         self.global_pool = self.head.pool.pooling
 

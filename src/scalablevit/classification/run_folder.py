@@ -84,17 +84,29 @@ class RunFolder:
 
         Args:
             path: Where. What is there is kept, unless it is an empty folder.
-            overwrite: Whether to remove an earlier run folder that is there.
+            overwrite: Whether an earlier run folder that is there may be replaced. It is set aside until
+                `remove_replaced`, so that a run that fails loses nothing.
 
         Raises:
-            ValueError: If something is there that is not to be removed.
+            ValueError: If something is there that is not to be replaced.
         """
         folder = cls(Path(path))
         folder.check_free(overwrite=overwrite)
-        if folder.path.exists():
-            shutil.rmtree(folder.path)
-        folder.path.mkdir(parents=True)
+        if folder.path.exists() and any(folder.path.iterdir()):
+            folder.remove_replaced()
+            folder.path.rename(folder.replaced)
+        folder.path.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @property
+    def replaced(self) -> Path:
+        """Where the run folder that this one replaces waits until this one is complete."""
+        return self.path.with_name(f"{self.path.name}.replaced")
+
+    def remove_replaced(self) -> None:
+        """Removes the run folder that this one replaced, if there is one."""
+        if RunFolder(self.replaced).is_run_folder():
+            shutil.rmtree(self.replaced)
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raises a ValueError unless `create` may make this folder."""

@@ -78,6 +78,8 @@ def train(
     require_extra("train", "pytorch_lightning", "matplotlib")
     config = TrainConfig(**options)
     RunFolder(Path(out)).check_free(overwrite=overwrite)
+    if Path(data).resolve().is_relative_to(Path(out).resolve()):
+        raise ValueError(f"data {data} lies inside the run folder {out}: give another --out")
     training, validation = training_images(data)
     preprocessing = measure_preprocessing(training.paths, size=config.size, channels=config.channels)
     config = resolve(config, preprocessing)
@@ -86,12 +88,13 @@ def train(
     folder = RunFolder.create(out, overwrite=overwrite)
     folder.write_config({"data": data_for_config(data), **asdict(config)})
     folder.write_versions(config.seed)
-    # The run draws from PyTorch's global generator, which is put back as it was.
+    # The run draws from PyTorch's global generator, which, on the CPU, is put back as it was.
     with torch.random.fork_rng(devices=[]):
         model = build_model(config, len(training.classes))
         rows = _fit(model, loaders, preprocessing, training.classes, config, folder, callbacks)
     device = "cpu" if config.accelerator == "cpu" else None
     result = evaluate(folder.path, data, workers=config.workers, device=device)
+    folder.remove_replaced()
     return TrainResult(
         run=folder.path,
         top1=result.top1,
