@@ -67,9 +67,10 @@ def attend(
     if key_width == value_width:
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
     # The flash kernels want one width. Zeros added to the narrower side change no score, and no value that is kept.
-    width = max(key_width, value_width)
-    query, key = F.pad(query, (0, width - key_width)), F.pad(key, (0, width - key_width))
-    value = F.pad(value, (0, width - value_width))
+    if key_width < value_width:
+        query, key = F.pad(query, [0, value_width - key_width]), F.pad(key, [0, value_width - key_width])
+    else:
+        value = F.pad(value, [0, key_width - value_width])
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)[..., :value_width]
 
 
