@@ -266,6 +266,9 @@ class ScalableViT(nn.Module):
 
         Returns:
             The positions of the stages that `indices` means.
+
+        Raises:
+            ValueError: If an index lies outside the stages.
         """
         taken = take_indices(len(self.stages), indices)
         kept = max(taken) + 1
