@@ -1,11 +1,9 @@
-"""The parts of ScalableViT that are not attention: residual branches, patch embedding, PEG, feed-forward.
+"""The parts of ScalableViT that are neither attention nor feed-forward: residual branches, patch embedding, PEG.
 
 Axes: b batch, h height, w width, c channels. Maps are channels-last, (b, h, w, c), throughout.
 """
 
 from __future__ import annotations
-
-from typing import Any, cast
 
 import torch
 import torch.fx
@@ -129,113 +127,8 @@ class PEG(nn.Module):
         return x + self.conv(x)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with an exact GELU between them, at each position alone. Maps (b, h, w, dim) to the same.
-
-    In eager training the widest activation of the network, what the GELU gives, is computed again in the backward pass
-    instead of kept; it is cheap beside the products around it. A compiler decides that for itself.
-
-    Args:
-        dim: Channels.
-        expansion_factor: How many times wider the hidden layer is.
-        dropout: Probability that an element is zeroed, in training, after the GELU and after the second layer.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        expansion_factor: int = 4,
-        dropout: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, dim * expansion_factor, device=device, dtype=dtype)
-        self.fc2 = Linear(dim * expansion_factor, dim, device=device, dtype=dtype)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._project(self.fc1(x))
-        else:
-            if _fits_slices(x) and is_plain(self.fc1) and is_plain(self.fc2):
-                return self._in_slices(x)
-            hidden = self.fc1(x)
-            drops = self.training and self.dropout.p > 0.0
-            if not drops and _is_recorded(hidden) and is_plain(self.fc2):
-                return cast(Tensor, _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias))
-            return self._project(hidden)
-
-    def _in_slices(self, x: Tensor) -> Tensor:
-        """The same some positions at a time, so that the hidden layer stays in the cache of a CPU."""
-        slices = [self._project(self.fc1(rows)) for rows in _slices(x, self.fc1.out_features)]
-        return _joined(slices).view(x.shape)
-
-    def _project(self, hidden: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(F.gelu(hidden))))
-
-
-class _GeluLinear(torch.autograd.Function):
-    """linear(gelu(hidden)) that keeps `hidden` for the backward pass, and not what the GELU gives."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, weight)
-        slices = [linear(F.gelu(rows), weight, bias) for rows in _slices(hidden)]
-        return _joined(slices).view(*hidden.shape[:-1], weight.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight = ctx.saved_tensors
-        hidden_grad = weight_grad = bias_grad = None
-        grad_rows = grad.flatten(0, -2)  # (positions, c')
-        slices = _slices(hidden)
-        grads = grad_rows.split(slices[0].shape[0])
-        if ctx.needs_input_grad[0]:
-            cast_weight = weight.to(grad.dtype)  # autocast has the product in another type than the weight
-            parts = [torch.ops.aten.gelu_backward(g @ cast_weight, h) for g, h in zip(grads, slices, strict=True)]
-            hidden_grad = _joined(parts).view(hidden.shape)
-        if ctx.needs_input_grad[1]:
-            for g, h in zip(grads, slices, strict=True):
-                product = (g.t() @ F.gelu(h).to(grad.dtype)).to(weight.dtype)
-                weight_grad = product if weight_grad is None else weight_grad + product
-        if ctx.needs_input_grad[2]:
-            bias_grad = grad_rows.sum(0).to(weight.dtype)
-        return hidden_grad, weight_grad, bias_grad
-
-
-_SLICE_BYTES = 4 * 2**20  # of the hidden layer; measured against 0.5, 1 and 2 MiB, see docs/log.md
-
-
-def _slices(x: Tensor, width: int | None = None) -> tuple[Tensor, ...]:
-    """(..., c) as rows (positions, c), on a CPU cut where `width` (or c) channels of them are about `_SLICE_BYTES`."""
-    rows = x.flatten(0, -2)
-    if x.device.type != "cpu":
-        return (rows,)
-    return rows.split(max(1, _SLICE_BYTES // ((width or x.shape[-1]) * x.element_size())))
-
-
-def _joined(slices: list[Tensor]) -> Tensor:
-    return slices[0] if len(slices) == 1 else torch.cat(slices)
-
-
-def _fits_slices(x: Tensor) -> bool:
-    """Whether `x` is on a CPU, and nobody records or traces what is done with it."""
-    if not isinstance(x, Tensor) or x.device.type != "cpu" or torch.is_grad_enabled():
-        return False
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
-
-
 def is_plain(module: nn.Module) -> bool:
     """Whether a call of the module does what its class says, and no more: no adapter in its place, no hook."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     everywhere = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
     return type(module) is Linear and "forward" not in vars(module) and not any((*hooks, *everywhere))
-
-
-def _is_recorded(x: Tensor) -> bool:
-    """Whether eager autograd records what is done with `x`. False in symbolic traces, compilers and torch.func."""
-    if not isinstance(x, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.requires_grad:
-        return False
-    return not torch._C._are_functorch_transforms_active()

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelfAttention
 from scalablevit.configuration import StageConfig
 from scalablevit.design import Design
-from scalablevit.layers import PEG, FeedForward, PreNormResidual
+from scalablevit.feed_forward import FeedForward
+from scalablevit.layers import PEG, PreNormResidual
 
 
 class Layer(nn.Sequential):

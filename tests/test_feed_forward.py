@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from scalablevit import feed_forward
+from scalablevit.feed_forward import FeedForward
+
+
+@pytest.mark.parametrize("frozen", [(), ("fc2.weight",), ("fc1.weight", "fc1.bias", "fc2.bias")], ids=str)
+def test_the_feed_forward_keeps_less_and_has_the_gradients_of_plain_autograd(frozen):
+    ff, x = FeedForward(6).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    for name in frozen:
+        ff.get_parameter(name).requires_grad_(False)
+    inputs = [x.requires_grad_(), *(p for p in ff.parameters() if p.requires_grad)]
+    saved = []
+
+    def gradients(out):
+        return torch.autograd.grad(out.square().sum(), inputs)
+
+    plain = gradients(ff._apply_layers(x))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        out = ff(x)
+    for one, other in zip(gradients(out), plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert saved.count(24 * 24) == 1  # the hidden layer once, not before and after the GELU
+    assert torch.autograd.gradgradcheck(lambda x: ff(x), (x[:1, :1, :2].detach().requires_grad_(),))
+
+
+def test_the_feed_forward_under_autocast_has_gradients_in_the_type_of_the_weights():
+    ff, x = FeedForward(8), torch.randn(2, 3, 4, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = ff(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # its cache of weights in bfloat16 is per context
+        expected = ff._apply_layers(x)
+    assert torch.equal(out, expected)
+    for one, other in zip(
+        torch.autograd.grad(out.float().sum(), list(ff.parameters())),
+        torch.autograd.grad(expected.float().sum(), list(ff.parameters())),
+        strict=True,
+    ):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
+
+
+def test_what_stands_in_for_a_linear_layer_is_called():
+    class Adapter(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    ff, x = FeedForward(4), torch.randn(1, 2, 2, 4)
+    out = ff(x)
+    seen = []
+    handle = ff.fc2.register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.testing.assert_close(ff(x), out)
+    assert len(seen) == 1
+    handle.remove()
+    ff.fc2 = Adapter(ff.fc2)
+    torch.testing.assert_close(ff(x), 2 * out)
+
+
+def test_inference_in_slices_is_the_same(monkeypatch):
+    ff, x = FeedForward(6), torch.randn(2, 5, 7, 6)
+    expected = ff(x).detach()
+    calls = []
+    linear = feed_forward._linear
+    monkeypatch.setattr(
+        feed_forward, "_linear", lambda rows, *args, **kw: calls.append(len(rows)) or linear(rows, *args, **kw)
+    )
+    monkeypatch.setattr("scalablevit.feed_forward._SLICE_BYTES", 24 * 4 * 32)  # 32 positions at a time
+    with torch.no_grad():
+        torch.testing.assert_close(ff(x.transpose(1, 2)).transpose(1, 2), expected)
+        assert calls == [32, 32, 32, 32, 6, 6]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(ff(x).float(), expected, rtol=3e-2, atol=3e-2)
+
+
+def test_gradients_over_several_slices(monkeypatch):
+    monkeypatch.setattr("scalablevit.feed_forward._SLICE_BYTES", 24 * 8 * 5)  # 5 positions at a time
+    ff, x = FeedForward(6).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *ff.parameters()]
+    plain = torch.autograd.grad(ff._apply_layers(x).square().sum(), inputs)
+    for one, other in zip(torch.autograd.grad(ff(x).square().sum(), inputs), plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
