@@ -151,10 +151,12 @@ def cut_into_cells(x: Tensor, reduction_factor: int) -> Tensor:
 def _at_least_zero(count: int) -> int:
     if torch.jit.is_scripting():
         return max(count, 0)
+    elif is_exporting():
+        return cast(int, torch.sym_max(count, 0))  # a symbol
     elif torch.jit.is_tracing():
         return max(int(count), 0)  # a TorchScript trace is of the example's size
     else:
-        return cast(int, torch.sym_max(count, 0))  # a symbol, in an exported graph
+        return max(count, 0)
 
 
 torch.fx.wrap("fill_up_to_one_cell")
