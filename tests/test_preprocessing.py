@@ -1,14 +1,21 @@
 """Decoding and the evaluation transform, against timm's and by hand."""
 
 import json
+import os
+import re
+import struct
+import weakref
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from timm.data import create_transform, resolve_data_config
 
-from scalablevit.preprocessing import Preprocessing, measure_preprocessing, read_image
+from scalablevit.images import decoded_bytes, read_image
+from scalablevit.preprocessing import Preprocessing, measure_preprocessing
 
 
 def random_image(height, width, mode="RGB", seed=0):
@@ -78,38 +85,104 @@ def test_refuses_what_is_not_possible(wrong, message):
         Preprocessing(**{"size": (8, 8), **wrong})
 
 
-def test_turns_images_upright(tmp_path):
-    image = Image.fromarray(np.array([[10, 20, 30], [40, 50, 60]], dtype=np.uint8))
-    exif = image.getexif()
+def test_loads_a_file_as_it_is_read(tmp_path):
+    exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned; to be shown, the image is turned clockwise by a quarter
-    image.save(tmp_path / "turned.png", exif=exif)
-    assert np.asarray(read_image(tmp_path / "turned.png", 1)).tolist() == [[40, 10], [50, 20], [60, 30]]
+    Image.fromarray(np.array([[10, 20, 30], [40, 50, 60]], dtype=np.uint8)).save(tmp_path / "turned.png", exif=exif)
+    preprocessing = Preprocessing(size=(3, 2), channels=1, mean=(0.0,), std=(1.0,))
+    assert preprocessing.load(tmp_path / "turned.png").tolist() == [[[40, 10], [50, 20], [60, 30]]]
 
 
-def test_scales_16_bits_down_to_8(tmp_path):
-    Image.fromarray(np.array([[0, 257 * 7, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
-    for channels in (1, None):
-        assert np.asarray(read_image(tmp_path / "deep.png", channels)).tolist() == [[0, 7, 255]]
+def refusal(path, kind=ValueError):
+    """What all that read files say of one, in one line that starts with its name."""
+    said = []
+    for read in (lambda: Preprocessing(size=(8, 8)).load(path), lambda: measure_preprocessing([path])):
+        with pytest.raises(kind) as caught:
+            read()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert said[0].startswith(f"{path} ")
+    assert "\n" not in said[0]
+    return said[0].removeprefix(f"{path} ")
 
 
-def test_drops_transparency_without_a_warning(tmp_path):
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putdata([0, 1])
-    image.save(tmp_path / "palette.png", transparency=bytes([0, 255]))
-    assert np.asarray(read_image(tmp_path / "palette.png", 3)).tolist() == [[[255, 0, 0], [0, 0, 255]]]
+@pytest.mark.parametrize("ending", ["jpg", "png", "tiff", "gif", "webp", "bmp"])
+def test_refuses_a_file_that_was_cut_short(tmp_path, ending):
+    path = tmp_path / f"cut.{ending}"
+    random_image(64, 64).save(path)
+    whole = path.read_bytes()
+    for fraction in (0.5, 0.8):
+        path.write_bytes(whole[: int(len(whole) * fraction)])
+        assert re.fullmatch(
+            r"cannot be read as an image \(.+\): replace or remove it|is not an image, or .+: convert or remove it",
+            refusal(path),
+        )
 
 
-def test_names_the_file_that_cannot_be_read(tmp_path):
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.png is not an image"):
-        read_image(tmp_path / "text.png", 3)
-    random_image(64, 64).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"cut\.png cannot be read as an image"):
-        read_image(tmp_path / "cut.png", 3)
-    with pytest.raises(FileNotFoundError, match=r"missing\.png does not exist"):
-        read_image(tmp_path / "missing.png", 3)
+def test_refuses_what_is_not_an_image(tmp_path):
+    (tmp_path / "empty.png").touch()
+    assert refusal(tmp_path / "empty.png") == "is empty (0 bytes): replace or remove it"
+    (tmp_path / "text.jpg").write_text("no image")
+    problem = "is not an image, or of a kind that Pillow cannot read: convert or remove it"
+    assert refusal(tmp_path / "text.jpg") == problem
+    (tmp_path / "folder.png").mkdir()
+    assert refusal(tmp_path / "folder.png") == "is a folder: give the path of an image file"
+
+
+def test_refuses_what_is_not_there(tmp_path):
+    missing = "does not exist: give the path of an image file"
+    assert refusal(tmp_path / "missing.png", FileNotFoundError) == missing
+    (tmp_path / "link.png").symlink_to("gone.png")
+    broken = "is a link to gone.png, which does not exist: mend or remove the link"
+    assert refusal(tmp_path / "link.png", FileNotFoundError) == broken
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read every file")
+def test_refuses_a_file_that_may_not_be_read(tmp_path):
+    random_image(8, 8).save(tmp_path / "private.png")
+    (tmp_path / "private.png").chmod(0)
+    assert refusal(tmp_path / "private.png").startswith("may not be read by you: ")
+
+
+def test_says_that_a_file_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(self, *_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)  # which works for root, too
+    problem = "may not be read by you: have its permissions changed (chmod +r), or remove it"
+    assert refusal(tmp_path / "private.png") == problem
+
+
+def bomb(side):
+    """A PNG file of a few bytes whose header promises so many pixels a side."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_refuses_a_decompression_bomb_by_its_header(tmp_path, monkeypatch):
+    (tmp_path / "bomb.png").write_bytes(bomb(30_000))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("the pixels were decoded"))
+    assert re.fullmatch(
+        r"is too large \(.*900000000 pixels.* limit of 178956970 .*\): shrink or remove it, or, .*MAX_IMAGE_PIXELS",
+        refusal(tmp_path / "bomb.png"),
+    )
+    with pytest.raises(ValueError, match=r"bomb\.png is too large"):
+        decoded_bytes(tmp_path / "bomb.png", 3)
+
+
+def test_reads_what_is_large_but_below_the_limit_without_a_warning(tmp_path, monkeypatch):
+    (tmp_path / "large.png").write_bytes(bomb(13_300))  # 177 million pixels, of which Pillow warns
+    assert decoded_bytes(tmp_path / "large.png", 1) == 13_300**2
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    image = random_image(10, 10)
+    image.save(tmp_path / "image.png")
+    assert np.array_equal(read_image(tmp_path / "image.png", 3), image)
+    random_image(10, 11).save(tmp_path / "image.png")
+    assert refusal(tmp_path / "image.png").startswith("is too large")
 
 
 def save_all(folder, images):
@@ -140,3 +213,33 @@ def test_large_images_are_seen_at_224_pixels_unless_told_otherwise(tmp_path):
     paths = save_all(tmp_path, [Image.new("L", (300, 500))])
     assert measure_preprocessing(paths).size == (224, 224)
     assert measure_preprocessing(paths, size=96).size == (96, 96)
+
+
+def test_measures_what_the_model_will_see(tmp_path):
+    black_on_nothing = Image.new("LA", (2, 2), (0, 0))
+    black_on_nothing.putpixel((0, 0), (0, 255))
+    deep = Image.fromarray(np.full((2, 2), 51 * 257, dtype=np.uint16))
+    preprocessing = measure_preprocessing(save_all(tmp_path, [black_on_nothing, deep]))
+    assert (preprocessing.channels, preprocessing.size) == (1, (2, 2))
+    assert preprocessing.mean == pytest.approx(((3 + 4 * 0.2) / 8,), abs=1e-4)
+
+
+def test_measuring_keeps_no_image_at_full_size(tmp_path, monkeypatch):
+    paths, images = save_all(tmp_path, [Image.new("L", (40, 40), value) for value in range(5)]), []
+
+    def spy(path, channels):
+        assert not any(image() for image in images)
+        image = read_image(path, channels)
+        images.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("scalablevit.preprocessing.read_image", spy)
+    measure_preprocessing(paths, size=8)
+    assert len(images) == 5
+
+
+def test_measuring_names_the_file_that_cannot_be_read(tmp_path):
+    paths = save_all(tmp_path, [Image.new("L", (8, 8)), random_image(64, 64)])
+    paths[1].write_bytes(paths[1].read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"1\.png cannot be read as an image"):
+        measure_preprocessing(paths)

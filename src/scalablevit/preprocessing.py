@@ -1,4 +1,4 @@
-"""From an image file to what a model takes: decoding, and the evaluation transform that every verb shares.
+"""From an image file to what a model takes: the evaluation transform that every verb shares.
 
 Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to 255, (c, h, w), until `normalise`.
 """
@@ -6,8 +6,7 @@ Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,14 @@ from statistics import median
 from typing import Any, Literal, get_args
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+
+from scalablevit.images import read_header, read_image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 
-_MODES = {1: "L", 3: "RGB"}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -139,81 +139,36 @@ class Preprocessing:
         )
 
 
-def read_image(path: str | Path, channels: int | None) -> Image.Image:
-    """An image file, decoded, turned upright as its EXIF data say, and converted to grey or colour.
-
-    Args:
-        path: The file.
-        channels: 1 for grey, 3 for colour, None for what the file holds. Transparency is dropped.
-
-    Raises:
-        ValueError: If the file is not a readable image.
-        FileNotFoundError: If there is no such file.
-    """
-    with _opened(path) as image:
-        return _convert(ImageOps.exif_transpose(image), channels)
-
-
-def decoded_bytes(path: str | Path, channels: int) -> int:
-    """How much memory the pixels of an image file take when decoded; only its header is read.
-
-    Raises:
-        ValueError: If the file is not a readable image.
-        FileNotFoundError: If there is no such file.
-    """
-    with _opened(path) as image:
-        return image.width * image.height * channels
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, with its header read. What goes wrong until the end of the block is said with the file's name."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist: give the path of an image file") from None
-    except UnidentifiedImageError:
-        raise ValueError(
-            f"{path} is not an image, or of a kind that Pillow cannot read: convert or remove it"
-        ) from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
-
-
 def measure_preprocessing(
-    paths: Sequence[str | Path], *, size: int | None = None, channels: int | None = None, sample: int = 256
+    paths: Sequence[str | Path],
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    sample: int = 256,
 ) -> Preprocessing:
     """A `Preprocessing` that suits a set of images, from what `sample` of them, evenly spaced, are like.
 
     Args:
         paths: The image files.
-        size: Height and width, in pixels; None: the median of the images' shorter sides, but at most 224.
+        size: Height and width, in pixels, or one number for both; None: the median of the images' shorter sides, but at
+            most 224.
         channels: 1 or 3; None: 1 if the images are grey, 3 if one of them is in colour.
         sample: How many images are read, at most.
 
     Raises:
         ValueError: If an image cannot be read.
     """
-    images = [read_image(path, channels) for path in paths[:: math.ceil(len(paths) / sample)]]
+    chosen = paths[:: math.ceil(len(paths) / sample)]
+    headers = [read_header(path) for path in chosen]
     if channels is None:
-        channels = 1 if all(image.mode == "L" for image in images) else 3
+        channels = 1 if all(header.is_grey for header in headers) else 3
     if size is None:
-        size = min(round(median(min(image.size) for image in images)), 224)
-    unscaled = Preprocessing(size=(size, size), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    mode = _MODES[channels]
-    pixels = torch.stack([unscaled.to_pixels(image.convert(mode)) for image in images])
+        size = min(round(median(min(header.size) for header in headers)), 224)
+    sides = (size, size) if isinstance(size, int) else size
+    unscaled = Preprocessing(size=sides, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+    # One by one: as many photographs in full size at once would fill the memory.
+    pixels = torch.stack([unscaled.load(path) for path in chosen])
     deviation, mean = torch.std_mean(unscaled.normalise(pixels), dim=(0, 2, 3), correction=0)
     # A channel that never changes is not divided by zero; four digits say enough, and read better in files.
     std = tuple(round(value, 4) or 1.0 for value in deviation.tolist())
     return replace(unscaled, mean=tuple(round(value, 4) for value in mean.tolist()), std=std)
-
-
-def _convert(image: Image.Image, channels: int | None) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits and more, which Pillow would clip at 255 rather than scale
-        image = image.convert("I").point(lambda value: value / 257)
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    if channels is None:
-        channels = 1 if image.mode in ("1", "L", "LA", "I") else 3
-    return image.convert(_MODES[channels])

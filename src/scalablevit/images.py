@@ -1,0 +1,182 @@
+"""Image files as people have them, read as a person would see them: upright, on white, grey or colour of 8 bits."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+_MODES = {1: "L", 3: "RGB"}
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
+_BYTES_PER_PIXEL = {1: 1, 3: 4}  # Pillow keeps a spare byte beside the three of a colour
+
+_TURNS = {  # what turns an image upright, by its EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow raises at damage: those met when files of eleven formats were cut and changed at random, and their kin.
+_DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+def read_image(path: str | Path, channels: int) -> Image.Image:
+    """An image file, decoded, turned upright as its EXIF data say, and converted to grey or colour, 8 bits each.
+
+    Of several frames or pages, the first is read. Transparent pixels are shown on white, as on a page: the colour
+    hidden under them is an accident, often black, on which black line art would vanish. (timm's dataset neither turns
+    images nor heeds transparency; the resize and crop that follow are the same.) 16 bits are scaled to 8, and floating
+    point numbers from 0 (black) to 1 (white); never by an image's own extremes, which would tear a set apart.
+
+    Args:
+        path: The file. Its content says of what kind it is, not the ending of its name.
+        channels: 1 for grey, 3 for colour.
+
+    Raises:
+        ValueError: If the file is not a readable image, has more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million
+            pixels together), or holds numbers of which nobody can say which is white.
+        FileNotFoundError: If there is no such file.
+    """
+    mode = _MODES[channels]
+    with _opened(path) as image:
+        image.load()  # first, since PNG may hold EXIF data after the pixels, and TIFF turns itself
+        turn = _TURNS.get(_orientation(image))
+        converted = _convert(image, mode)
+        return converted if turn is None else converted.transpose(turn)
+
+
+class ImageHeader(NamedTuple):
+    """What an image file says of itself before its pixels.
+
+    Args:
+        size: Width and height in pixels, before the image is turned upright.
+        is_grey: Whether it holds no colour.
+    """
+
+    size: tuple[int, int]
+    is_grey: bool
+
+
+def read_header(path: str | Path) -> ImageHeader:
+    """Size and kind of an image file, without its pixels.
+
+    Raises:
+        ValueError: If the file is not a readable image, or too large.
+        FileNotFoundError: If there is no such file.
+    """
+    with _opened(path) as image:
+        return ImageHeader(size=image.size, is_grey=image.mode in _GREY_MODES)
+
+
+def decoded_bytes(path: str | Path, channels: int) -> int:
+    """How much memory an image file takes when read with 1 or 3 channels; only its header is read.
+
+    Raises:
+        ValueError: If the file is not a readable image, or too large.
+        FileNotFoundError: If there is no such file.
+    """
+    width, height = read_header(path).size
+    return width * height * _BYTES_PER_PIXEL[channels]
+
+
+class _UnknownScaleError(ValueError):
+    """An image whose numbers can be read, but not understood."""
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, with its header read. What goes wrong until the end of the block is said with the file's name."""
+    try:
+        with warnings.catch_warnings():
+            # Of sizes below the limit, and of metadata that nobody here needs. What matters, Pillow raises.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            # Given a name, Pillow 13.0 maps raw TIFF into memory, and scrambles it where EXIF says a quarter turn.
+            with Path(path).open("rb") as file, Image.open(file) as image:
+                yield image
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{path} {_complaint(Path(path), error)}") from error
+
+
+def _complaint(path: Path, error: Exception) -> str:
+    """What is wrong with a file, and the way out, in one line."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, _UnknownScaleError):
+        return reason
+    if isinstance(error, FileNotFoundError):
+        if path.is_symlink():
+            return f"is a link to {path.readlink()}, which does not exist: mend or remove the link"
+        return "does not exist: give the path of an image file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder: give the path of an image file"
+    if isinstance(error, PermissionError):
+        return "may not be read by you: have its permissions changed (chmod +r), or remove it"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"is too large ({reason}): shrink or remove it, or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
+    if isinstance(error, UnidentifiedImageError):
+        if path.stat().st_size == 0:
+            return "is empty (0 bytes): replace or remove it"
+        return "is not an image, or of a kind that Pillow cannot read: convert or remove it"
+    return f"cannot be read as an image ({reason}): replace or remove it"
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGE:  # of the EXIF data alone: the pixels are as good as ever
+        return None
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
+    elif image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image  # the one way that Pillow has from there
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    elif image.mode == "LAB":  # which Pillow turns into colours, but not into greys
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey values that Pillow would clip at 255, scaled. The scale is that of the format, the same for every image."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # of TIFF, in which fewer bits may be used, and white may be 0
+    if image.mode == "F":
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # not-a-numbers included, which are neither above nor below
+            raise _UnknownScaleError(
+                f"holds floating-point numbers from {low:g} to {high:g}, but black is 0 and white is 1: scale and clip"
+                " them, or save the image with 8 or 16 bits"
+            )
+        levels = np.round(values * 255).astype(np.uint8)
+    elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # in these two, such numbers have 16 bits
+        raise _UnknownScaleError(
+            "holds whole numbers of 32 bits or with a sign, of which nobody can say which is white: save the image with"
+            " 8 bits (white is 255) or 16 (white is 65535)"
+        )
+    else:
+        white = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
+        levels = ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+    white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0  # minded by Pillow only up to 8 bits
+    return Image.fromarray(255 - levels if white_is_zero else levels)
