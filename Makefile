@@ -21,7 +21,7 @@ demo: $(VENV)/.installed-train ## train nano on the embedded sample (about three
 	$(BIN)/scalablevit evaluate $(RUN) sample
 	$(BIN)/scalablevit predict $(RUN) $$($(BIN)/python -m scalablevit.sample --count 6)
 	@echo
-	@echo "The run folder is $(RUN): weights in model.safetensors, scores in evaluate.json, curves in metrics.csv."
+	@echo "The run folder is $(RUN): weights in model.safetensors, scores in evaluate.json, the report is $(RUN)/report/index.html."
 
 test: $(VENV)/.installed-dev ## the tests (about five minutes on two cores)
 	$(BIN)/python -m pytest -n auto -m "not slow"

@@ -33,6 +33,7 @@ import torch
 from torch import nn
 
 import scalablevit
+from scalablevit.benchmarking.cost import count_saved_bytes
 
 README: dict[str, Any] = {
     "num_classes": 1000,
@@ -152,23 +153,6 @@ def interleaved_seconds(comparison: Comparison, step: Callable[..., None], round
     return seconds
 
 
-def saved_bytes(model: nn.Module, images: torch.Tensor) -> int:
-    """Bytes of the distinct storages that one forward pass keeps for backward, parameters left out."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages: dict[int, int] = {}
-    kept = []  # an address counts once only while its tensor lives
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(images)
-    del out
-    return sum(size for address, size in storages.items() if address not in parameters)
-
-
 def peak_rss_bytes(index: int, which: str, authors: Path | None) -> int:
     """Peak RSS of one forward and backward pass in a fresh process, over its RSS before the step."""
     command = [sys.executable, __file__, "--peak-rss", str(index), which]
@@ -204,7 +188,7 @@ def measure(comparison: Comparison, index: int, rounds: int, authors: Path | Non
     if comparison.memory:
         models, images = comparison.models(), comparison.images()
         figures = {
-            "saved activations": {which: saved_bytes(model, images) for which, model in models.items()},
+            "saved activations": {which: count_saved_bytes(model, images) for which, model in models.items()},
             "peak RSS": {which: peak_rss_bytes(index, which, authors) for which in models},
         }
         del models

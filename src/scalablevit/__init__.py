@@ -18,6 +18,7 @@ from scalablevit.variants import (
 )
 
 if TYPE_CHECKING:
+    from scalablevit.classification.checking import check
     from scalablevit.classification.evaluation import evaluate
     from scalablevit.classification.prediction import predict
     from scalablevit.classification.training import train
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "check": "scalablevit.classification.checking",
     "convert_state_dict": "scalablevit.weights",
     "evaluate": "scalablevit.classification.evaluation",
     "load_model": "scalablevit.weights",
@@ -37,6 +39,7 @@ _LAZY = {
 __all__ = [
     "Design",
     "ScalableViT",
+    "check",
     "convert_state_dict",
     "evaluate",
     "load_model",

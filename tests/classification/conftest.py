@@ -8,6 +8,15 @@ from PIL import Image
 from scalablevit.classification.training import train
 
 TINY = {"epochs": 2, "batch_size": 16, "seed": 3, "accelerator": "cpu", "padding": 1}
+CHOSEN = (
+    "size",
+    "model",
+    "channels",
+    "learning_rate",
+    "warmup_epochs",
+    "random_crop",
+    "workers",
+)  # what TINY leaves out
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -1,4 +1,4 @@
-"""Folders as data sets: what is found, and what is said of mistakes."""
+"""Labelled images as samples and batches."""
 
 import pytest
 import torch
@@ -6,13 +6,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from scalablevit.classification.augmentation import Augmentation
+from scalablevit.classification.class_folders import images_in_class_folders
 from scalablevit.classification.data import (
     DecodedImages,
     EpochSampler,
+    EvaluationSet,
     TrainingSet,
-    evaluation_images,
-    labelled_images,
-    training_images,
+    Unreadable,
+    UnreadableImages,
+    collate,
 )
 from scalablevit.preprocessing import Preprocessing
 
@@ -28,56 +30,8 @@ def make(folder, *names):
     return folder
 
 
-def test_classes_are_sorted_and_images_found_further_down(tmp_path):
-    make(tmp_path, "dog/2.png", "dog/old/1.png", "cat/3.PNG".lower(), "dog/notes.txt", ".hidden/1.png", "dog/.x.png")
-    found = labelled_images(tmp_path)
-    assert found.classes == ("cat", "dog")
-    assert [str(path.relative_to(tmp_path)) for path in found.paths] == ["cat/3.png", "dog/2.png", "dog/old/1.png"]
-    assert found.labels == (0, 1, 1)
-
-
-def test_validation_has_the_classes_of_training(tmp_path):
-    make(tmp_path, "train/a/1.png", "train/b/1.png", "train/c/1.png", "val/c/1.png", "val/b/1.png")
-    training, validation = training_images(tmp_path)
-    assert validation.classes == training.classes == ("a", "b", "c")
-    assert validation.labels == (1, 2)
-
-
-def test_evaluation_takes_val_or_the_folder_itself(tmp_path):
-    make(tmp_path, "with/val/a/1.png", "with/train/b/1.png", "without/a/1.png")
-    assert len(evaluation_images(tmp_path / "with", ["a", "b"]).paths) == 1
-    assert evaluation_images(tmp_path / "without", ["b", "a"]).labels == (1,)
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        (["train/a/1.png", "train/b/1.png"], "holds no folder val/"),
-        (["val/a/1.png"], "holds no folder train/"),
-        (["train/a/1.png", "val/a/1.png"], "holds one class, 'a'"),
-        (["train/1.png", "val/a/1.png"], r"train holds no folders: it must hold one folder per class"),
-        (["train/a/1.png", "train/b/1.txt", "val/a/1.png"], r"train/b holds no images \(\.bmp"),
-        (
-            ["train/a/1.png", "train/b/1.png", "val/z/1.png"],
-            r"val/z is a class that the model does not have; it has a, b",
-        ),
-    ],
-)
-def test_mistakes_are_named(tmp_path, files, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        training_images(make(tmp_path, *files))
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_a_missing_folder_and_a_file_are_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere does not exist: give a folder"):
-        training_images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"file\.txt is a file"):
-        training_images(make(tmp_path, "file.txt") / "file.txt")
-
-
 def test_small_sets_are_kept_and_large_ones_read_again(tmp_path):
-    paths = labelled_images(make(tmp_path, "a/1.png", "a/2.png")).paths
+    paths = images_in_class_folders(make(tmp_path, "a/1.png", "a/2.png")).paths
     kept, read = DecodedImages(paths, 1, limit_mb=1), DecodedImages(paths, 1, limit_mb=0)
     assert kept[0].tobytes() == read[0].tobytes()
     Image.new("L", (8, 8), 99).save(paths[0])
@@ -100,13 +54,13 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 
 def test_each_epoch_shows_an_image_differently(data):
-    images = labelled_images(data / "train")
+    images = images_in_class_folders(data / "train")
     preprocessing = Preprocessing(size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
     augmentation = Augmentation(
         preprocessing=preprocessing, random_crop="none", padding=0, smallest_area=0.3, flip=0.0, erasing=1.0
     )
     decoded = DecodedImages(images.paths, 1, limit_mb=1)
-    dataset = TrainingSet(decoded, images.labels, augmentation, seed=7)
+    dataset = TrainingSet(decoded, images, augmentation, seed=7)
     assert torch.equal(dataset[0, 3][0], dataset[0, 3][0])
     assert not torch.equal(dataset[0, 3][0], dataset[1, 3][0])
 
@@ -114,7 +68,7 @@ def test_each_epoch_shows_an_image_differently(data):
 # Python warns of forks in a process with threads, which is what a loader's workers are.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_batches_do_not_depend_on_the_number_of_workers(data):
-    images = labelled_images(data / "train")
+    images = images_in_class_folders(data / "train")
     preprocessing = Preprocessing(size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
     augmentation = Augmentation(
         preprocessing=preprocessing, random_crop="resize", padding=0, smallest_area=0.3, flip=0.5, erasing=0.5
@@ -123,14 +77,40 @@ def test_batches_do_not_depend_on_the_number_of_workers(data):
     def batches(workers, before=0):
         sampler = EpochSampler(len(images.paths), seed=7)
         decoded = DecodedImages(images.paths, 1, limit_mb=1)
-        dataset = TrainingSet(decoded, images.labels, augmentation, seed=7)
+        dataset = TrainingSet(decoded, images, augmentation, seed=7)
         for index in range(before):  # what was asked for earlier has no influence
             dataset[0, index]
         sampler.set_epoch(2)
-        return list(DataLoader(dataset, 10, sampler=sampler, num_workers=workers))
+        return list(DataLoader(dataset, 10, sampler=sampler, num_workers=workers, collate_fn=collate))
 
     expected = batches(0)
     for others in (batches(2), batches(0, before=5)):
-        for (pixels, labels), (other_pixels, other_labels) in zip(expected, others, strict=True):
+        for (pixels, labels, _), (other_pixels, other_labels, _) in zip(expected, others, strict=True):
             assert torch.equal(pixels, other_pixels)
             assert torch.equal(labels, other_labels)
+
+
+def test_what_cannot_be_read_is_left_out_of_its_batch_and_named(tmp_path):
+    images = images_in_class_folders(make(tmp_path, "a/1.png", "b/2.png", "b/3.png"))
+    images.paths[1].write_bytes(images.paths[1].read_bytes()[:40])
+    for limit_mb in (0, 1):
+        decoded = DecodedImages(images.paths, 1, limit_mb=limit_mb)
+        assert [each.path for each in decoded.unreadable] == ([str(images.paths[1])] if limit_mb else [])
+        dataset = EvaluationSet(decoded, images, Preprocessing(size=(8, 8), channels=1, mean=(0.5,), std=(0.5,)))
+        batch = collate([dataset[index] for index in range(3)])
+        assert batch.pixels.shape == (2, 1, 8, 8)
+        assert batch.targets.tolist() == [0, 1]
+        assert [each.path for each in batch.unreadable] == [str(images.paths[1])]
+    nothing = collate([dataset[1]])
+    assert len(nothing.targets) == 0
+
+
+def test_a_few_unreadable_images_are_noted_and_more_are_an_error():
+    images = UnreadableImages(total=200, limit=0.01)
+    images.add([Unreadable("a.jpg", "is empty")])
+    images.add([Unreadable("a.jpg", "is empty"), Unreadable("b.jpg", "is cut off")])
+    assert images.reasons == {"a.jpg": "is empty", "b.jpg": "is cut off"}
+    with pytest.raises(
+        ValueError, match=r"3 of 200 images cannot be read, more than 1 %, for example a\.jpg \(is empty\)"
+    ):
+        images.add([Unreadable("c.jpg", "is gone")])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -32,15 +33,22 @@ def test_is_what_predictions_one_by_one_say(own_run, data):
 
 def test_writes_what_it_returns(own_run, data):
     (own_run / "evaluate.json").unlink()
-    result = evaluate(own_run, data / "val")
+    result = evaluate(own_run, data)
     written = json.loads((own_run / "evaluate.json").read_text())
-    assert written == {
-        "top1": result.top1,
-        "top5": 100.0,
-        "loss": result.loss,
-        "images": 18,
-        "recall": result.recall,
-    }
+    assert written == json.loads(json.dumps(asdict(result)))
+    assert written["data"] == str(data)
+    assert (written["top5"], written["images"]) == (100.0, 18)
+    assert sum(map(sum, written["confusion"])) == 18
+
+
+def test_other_data_do_not_overwrite_the_scores_of_the_run(own_run, data):
+    before = (own_run / "evaluate.json").read_text()
+    result = evaluate(own_run, data / "train")
+    assert (own_run / "evaluate.json").read_text() == before
+    elsewhere = own_run / "evaluations" / "train"
+    assert json.loads((elsewhere / "evaluate.json").read_text())["images"] == result.images == 48
+    assert (elsewhere / "report" / "index.html").is_file()
+    assert evaluate(own_run, data, split="train", report=False).top1 == result.top1
 
 
 def test_scores_a_single_class_with_the_names_of_all(own_run, data, tmp_path):

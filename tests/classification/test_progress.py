@@ -10,7 +10,7 @@ from scalablevit.classification.progress import ProgressDisplay, describe, forma
 from scalablevit.classification.run_folder import EpochMetrics
 from scalablevit.classification.training import train
 
-from .conftest import TINY
+from .conftest import CHOSEN, TINY
 
 
 def console(**options):
@@ -27,7 +27,7 @@ def test_an_epoch_is_a_line():
         epoch=3,
         train_loss=0.71234,
         val_loss=0.4,
-        val_top1=87.25,
+        val_score=87.25,
         learning_rate=0.00123,
         seconds=12.34,
         images_per_second=512.6,
@@ -41,8 +41,10 @@ def test_a_file_gets_plain_lines_and_more_of_them_in_long_epochs(data, tmp_path)
     quiet, chatty = console(), console()
     train(data, tmp_path / "quiet", **TINY, callbacks=[ProgressDisplay(quiet)])
     train(data, tmp_path / "chatty", **TINY, callbacks=[ProgressDisplay(chatty, interval_s=0)])
-    assert len(quiet.file.getvalue().splitlines()) == 1 + 2
-    lines = chatty.file.getvalue().splitlines()
+    notes = quiet.file.getvalue().splitlines()[: len(CHOSEN)]
+    assert [line.split()[0] for line in notes] == list(CHOSEN)
+    assert len(quiet.file.getvalue().splitlines()) == len(CHOSEN) + 1 + 2
+    lines = chatty.file.getvalue().splitlines()[len(CHOSEN) :]
     assert len(lines) == 1 + 2 + 2 * 3  # three steps of 16 of the 48 images in each epoch
     assert lines[1].startswith("epoch 1/2  step 1  loss ")
     assert "\x1b" not in chatty.file.getvalue()

@@ -16,7 +16,9 @@ def finished(path):
 
 def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):
     folder = finished(tmp_path / "run")
-    with pytest.raises(ValueError, match="holds an earlier run: give another --out, or --overwrite"):
+    with pytest.raises(
+        ValueError, match="holds an earlier run: give another --out, --overwrite to replace it, or --resume"
+    ):
         RunFolder.create(tmp_path / "run", overwrite=False)
     assert folder.config_file.exists()
     RunFolder.create(tmp_path / "run", overwrite=True)
@@ -55,7 +57,7 @@ def test_metrics_survive_their_file(tmp_path):
             epoch=epoch,
             train_loss=1.5 / epoch,
             val_loss=2.0 / epoch,
-            val_top1=50.0 + epoch,
+            val_score=50.0 + epoch,
             learning_rate=1e-3,
             seconds=12.25,
             images_per_second=700.5,
@@ -65,6 +67,6 @@ def test_metrics_survive_their_file(tmp_path):
     for row in rows:
         folder.append_metrics(row)
     lines = folder.metrics_file.read_text().splitlines()
-    assert lines[0] == "epoch,train_loss,val_loss,val_top1,learning_rate,seconds,images_per_second"
+    assert lines[0] == "epoch,train_loss,val_loss,val_score,learning_rate,seconds,images_per_second"
     assert lines[2] == "2,0.75,1,52,0.001,12.25,700.5"
     assert folder.read_metrics() == rows

@@ -22,7 +22,8 @@ def test_top1_and_recall_of_a_known_confusion():
     assert result.top5 == 100.0
     assert result.recall == {"cat": 75.0, "dog": 100.0, "owl": 100.0}  # there is no fox to recall
     assert result.images == 7
-    assert scores.confusion.tolist() == [[3, 1, 0, 0], [0, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert result.precision == {"cat": 100.0, "dog": pytest.approx(200 / 3), "owl": 100.0}  # no fox was named
+    assert result.confusion == ((3, 1, 0, 0), (0, 2, 0, 0), (0, 0, 1, 0), (0, 0, 0, 0))
 
 
 def test_top5_counts_the_five_highest():
@@ -54,3 +55,28 @@ def test_batches_do_not_matter():
 def test_no_images_have_no_score():
     with pytest.raises(ValueError, match="no images"):
         Scores(["a", "b"]).result()
+
+
+def test_calibration_error_by_hand():
+    # Four answers of probability 0.9, of which one is wrong: 0.9 - 0.75. Two of 0.6, both right: 1 - 0.6.
+    probabilities = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2)
+    scores = Scores(["a", "b"])
+    scores.update(probabilities.log(), torch.tensor([0, 0, 0, 1, 0, 0]))
+    assert scores.result().calibration_error == pytest.approx(100 * (4 / 6 * 0.15 + 2 / 6 * 0.4), rel=1e-4)
+
+
+def test_several_labels_by_hand():
+    scores = Scores(["sun", "sea", "snow"])
+    logits = torch.tensor([[2.0, 1.0, -9.0], [1.0, -1.0, -9.0], [-1.0, 3.0, -9.0], [-2.0, 2.0, -9.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    scores.update(logits, targets)
+    result = scores.result()
+    assert result.images == 4
+    # sun, by rank: right, wrong, right, wrong: (1/1 + 2/3) / 2. The two of the sea come first. No image has snow.
+    assert result.average_precision == {"sun": pytest.approx(100 * 5 / 6), "sea": pytest.approx(100.0)}
+    assert result.mean_average_precision == pytest.approx((100 * 5 / 6 + 100) / 2)
+    assert result.precision == {"sun": 50.0, "sea": pytest.approx(200 / 3)}
+    assert result.recall == {"sun": 50.0, "sea": 100.0}
+    assert result.f1_micro == pytest.approx(100 * 2 * 3 / (5 + 4))  # 3 right of 5 given and 4 there
+    by_hand = torch.nn.functional.softplus(torch.where(targets > 0, -logits, logits)).mean()
+    assert result.loss == pytest.approx(by_hand.item())

@@ -33,7 +33,7 @@ def same(first, second):
 
 def test_learns(data, tmp_path):
     result = train(data, tmp_path / "run", **{**TINY, "epochs": 6})
-    assert result.top1 > 80  # by chance 33
+    assert result.scores.top1 > 80  # by chance 33
     assert result.epochs == 6
 
 
@@ -42,8 +42,9 @@ def test_leaves_all_that_is_promised(run, data):
     names = {"config.yaml", "model.safetensors", "config.json", "checkpoints", "metrics.csv", "evaluate.json"}
     assert {path.name for path in run.run.iterdir()} == names | {"versions.json", "report"}
     assert {path.name for path in folder.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
-    with Image.open(folder.curves_file) as image:
+    with Image.open(folder.report / "curves.png") as image:
         assert image.format == "PNG"
+    assert "<html" in (folder.report / "index.html").read_text()
     config = read_config(run.run)
     assert config["label_names"] == ["above", "below", "dark"]
     assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]  # the images are 12x8, in grey
@@ -54,12 +55,12 @@ def test_scores_are_of_the_best_epoch(run):
     rows = RunFolder(run.run).read_metrics()
     assert [row.epoch for row in rows] == [1, 2]
     evaluation = json.loads((run.run / "evaluate.json").read_text())
-    assert evaluation["top1"] == pytest.approx(max(row.val_top1 for row in rows), rel=1e-5)
-    assert evaluation["top1"] == run.top1
+    assert evaluation["top1"] == pytest.approx(max(row.val_score for row in rows), rel=1e-5)
+    assert evaluation["top1"] == run.scores.top1
     assert evaluation["images"] == 18
     best = rows[run.best_epoch - 1]
-    assert best.val_top1 == pytest.approx(run.top1, rel=1e-5)
-    assert best.val_loss == pytest.approx(run.loss, rel=1e-4)
+    assert best.val_score == pytest.approx(run.scores.top1, rel=1e-5)
+    assert best.val_loss == pytest.approx(run.scores.loss, rel=1e-4)
 
 
 def test_the_best_epoch_is_saved_and_not_the_last(data, tmp_path):
@@ -73,8 +74,8 @@ def test_the_best_epoch_is_saved_and_not_the_last(data, tmp_path):
 
     result = train(data, tmp_path / "run", **{**TINY, "epochs": 5}, callbacks=[Spoiling()])
     rows = RunFolder(result.run).read_metrics()
-    assert rows[4].val_top1 < rows[result.best_epoch - 1].val_top1
-    assert evaluate(result.run, data).top1 == pytest.approx(rows[result.best_epoch - 1].val_top1, rel=1e-5)
+    assert rows[4].val_score < rows[result.best_epoch - 1].val_score
+    assert evaluate(result.run, data).top1 == pytest.approx(rows[result.best_epoch - 1].val_score, rel=1e-5)
 
 
 def test_measures_are_plausible(run):
@@ -112,7 +113,7 @@ def test_everything_random_depends_on_the_position(data, tmp_path):
 def test_the_configuration_says_how_to_run_it_again(run, data, tmp_path):
     config = yaml.safe_load((run.run / "config.yaml").read_text())
     assert config["data"] == str(data)
-    assert (config["size"], config["channels"]) == (8, 1)
+    assert (config["size"], config["channels"]) == ([8, 8], 1)
     assert same(weights(run), weights(train(out=tmp_path / "again", **config)))
 
 
@@ -137,7 +138,7 @@ def test_the_average_of_the_weights_is_what_is_saved(data, tmp_path):
     saved = weights(result)
     assert same(saved, {name: checkpoint[f"average.module.{name}"] for name in saved})
     assert not same(saved, {name: checkpoint[f"model.{name}"] for name in saved})
-    assert evaluate(result.run, data).top1 == result.top1
+    assert evaluate(result.run, data).top1 == result.scores.top1
 
 
 def test_mistakes_leave_nothing_behind(data, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,3 +32,20 @@ def count_macs(model: ScalableViT, height: int, width: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(model, shadows, image)
     return int(counter.get_total_flops()) // 2
+
+
+def count_saved_bytes(model: nn.Module, images: Tensor) -> int:
+    """Bytes of the distinct storages that one forward pass keeps for the backward pass, parameters left out."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages: dict[int, int] = {}
+    kept = []  # an address counts once only while its tensor lives
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model(images)
+    del out
+    return sum(size for address, size in storages.items() if address not in parameters)

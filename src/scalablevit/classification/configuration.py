@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from scalablevit.classification.augmentation import RandomCrop
@@ -17,25 +18,32 @@ LEARNING_RATES: dict[str, float] = {"muon": 5e-3, "adamw": 1e-3}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a model is trained. The defaults suit some thousand small images.
+    """How a model is trained. What is left out is chosen from the images; `planning.decide` says how.
 
     Args:
-        model: Name of a variant; ``scalablevit models`` lists them.
-        size: Height and width that images are given to the model in, in pixels. Default: what the images have (the
-            median of the shorter sides), but at most 224.
+        model: Name of a variant; ``scalablevit models`` lists them. Default: that of the weights, or by the size.
+        weights: What training starts from: a run folder, a folder in timm's layout by `save_model`, or a file of
+            vit-pytorch or of the paper's authors. Default: from scratch.
+        heads: For a file of vit-pytorch, which does not say it: the number of heads, one or one per stage. Default: as
+            many as make them 32 wide.
+        window_size: For such a file: the size of the windows, one or one per stage. Default: no windows.
+        size: Height and width that images are given to the model in, in pixels; one number for both. Default: what the
+            images have (the median of the shorter sides), but at most 224.
         channels: 1 for grey, 3 for colour. Default: what the images have.
-        epochs: How often the model sees each image.
-        batch_size: Images per step.
+        val_fraction: Of each class, where the data do not tell validation images apart.
+        epochs: How often the model sees each image. Default: by the number of images.
+        batch_size: Images per step. Default: 64, less for few images.
         optimizer: "muon" learns faster; "adamw" is what the paper's authors used.
         learning_rate: The highest of the run; it is reached after the warm-up, and falls along a cosine from then on.
-            Default: 0.005 for Muon, 0.001 for AdamW.
+            Default: 0.005 for Muon, 0.001 for AdamW; a fifth of that from weights.
         final_learning_rate: At the last step, as a fraction of the highest.
-        warmup_epochs: For how many epochs the learning rate rises, from 0.
+        warmup_epochs: For how many epochs the learning rate rises, from 0. Default: 1, or a twentieth of all.
         weight_decay: Per step, as a fraction of the learning rate. Norms, biases and PEG have none.
         clip: The norm of all gradients together is cut to this; 0 for no limit.
         label_smoothing: How much of each label is spread evenly over the classes.
         drop_path: Rate of stochastic depth of the last attention block.
         random_crop: "pad" moves the image by up to `padding` pixels; "resize" cuts out a random part and resizes it.
+            Default: "pad" up to 64 pixels, "resize" above.
         padding: For the random crop "pad", in pixels. Default: a 28th of the size.
         smallest_area: For the random crop "resize", the smallest part, as a fraction of the image's area.
         flip: Probability that left and right are exchanged.
@@ -47,27 +55,33 @@ class TrainConfig:
         seed: Of all that is random.
         accelerator: Where to train: "auto", "cpu", "gpu", "mps", or another that Lightning knows.
         precision: Of the arithmetic.
-        workers: Processes that read images; 0: the training process does, which is fastest for small images in memory.
+        workers: Processes that read images; 0: the training process does. Default: 0 for small images in memory, else
+            one per processor core, up to 8.
         memory_mb: Images that take up to so many megabytes when decoded are kept in memory.
+        max_unreadable: The fraction of the images that may be unreadable. They are skipped, and listed in the report.
 
     Raises:
         ValueError: If an option has no sense.
     """
 
-    model: str = "scalablevit_nano"
-    size: int | None = None
+    model: str | None = None
+    weights: str | None = None
+    heads: tuple[int, ...] | None = None
+    window_size: tuple[int, ...] | None = None
+    size: tuple[int, int] | None = None
     channels: int | None = None
-    epochs: int = 9
-    batch_size: int = 64
+    val_fraction: float = 0.2
+    epochs: int | None = None
+    batch_size: int | None = None
     optimizer: Optimizer = "muon"
     learning_rate: float | None = None
     final_learning_rate: float = 0.01
-    warmup_epochs: float = 1.0
+    warmup_epochs: float | None = None
     weight_decay: float = 0.05
     clip: float = 1.0
     label_smoothing: float = 0.1
     drop_path: float = 0.0
-    random_crop: RandomCrop = "pad"
+    random_crop: RandomCrop | None = None
     padding: int | None = None
     smallest_area: float = 0.35
     flip: float = 0.5
@@ -78,40 +92,63 @@ class TrainConfig:
     seed: int = 0
     accelerator: str = "auto"
     precision: Precision = "32-true"
-    workers: int = 0
+    workers: int | None = None
     memory_mb: int = 1024
+    max_unreadable: float = 0.01
 
     def __post_init__(self) -> None:
-        check_choice("model", self.model, tuple(VARIANTS))
+        # YAML and the command line have lists, and a number where one is enough.
+        size, heads, windows = (_as_tuple(getattr(self, name)) for name in ("size", "heads", "window_size"))
+        object.__setattr__(self, "size", size * 2 if size is not None and len(size) == 1 else size)
+        object.__setattr__(self, "heads", heads)
+        object.__setattr__(self, "window_size", windows)
         check_choice("optimizer", self.optimizer, get_args(Optimizer))
-        check_choice("random_crop", self.random_crop, get_args(RandomCrop))
         check_choice("precision", self.precision, get_args(Precision))
-        for name in ("epochs", "batch_size"):
-            check_count(name, getattr(self, name))
-        for name in ("seed", "workers", "memory_mb"):
+        if self.model is not None:
+            check_choice("model", self.model, tuple(VARIANTS))
+        if self.random_crop is not None:
+            check_choice("random_crop", self.random_crop, get_args(RandomCrop))
+        for name, minimum in (("epochs", 1), ("batch_size", 1), ("padding", 0), ("workers", 0)):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), minimum=minimum)
+        for name in ("seed", "memory_mb"):
             check_count(name, getattr(self, name), minimum=0)
         for name in ("label_smoothing", "drop_path", "ema"):
             check_probability(name, getattr(self, name))
-        for name in ("flip", "erasing", "final_learning_rate"):
+        for name in ("flip", "erasing", "final_learning_rate", "max_unreadable"):
             check_range(name, getattr(self, name), 0, 1)
         for name in ("weight_decay", "clip", "mixup", "cutmix"):
             check_range(name, getattr(self, name), 0)
         if self.learning_rate is not None:
             check_range("learning_rate", self.learning_rate, 0, above=True)
+        if self.warmup_epochs is not None:
+            check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
         check_range("smallest_area", self.smallest_area, 0, 1, above=True)
-        check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
-        if self.padding is not None:
-            check_count("padding", self.padding, minimum=0)
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction!r}; it must lie between 0 and 1, for example 0.2")
         if self.size is not None:
-            check_count("size", self.size)
+            if len(self.size) != 2:
+                raise ValueError(
+                    f"size is {self.size}; it must be a height and a width in pixels, or one number for both"
+                )
+            for side in self.size:
+                check_count("size", side)
+            if self.padding is not None and self.padding >= min(self.size):
+                raise ValueError(f"padding is {self.padding}; it must be smaller than the size, {min(self.size)}")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels is {self.channels!r}; it must be 1 (grey), 3 (colour), or left out")
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...] | None:
+    return None if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises a ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+        near = get_close_matches(str(value), map(str, allowed), n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}{hint}")
 
 
 def check_range(name: str, value: float, lowest: float, highest: float | None = None, *, above: bool = False) -> None:

@@ -2,71 +2,193 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from scalablevit.classification.data import DecodedImages, EvaluationSet, evaluation_images
-from scalablevit.classification.run_folder import RunFolder
-from scalablevit.classification.scores import EvaluateResult, Scores
+from scalablevit.classification.data import Batch, DecodedImages, EvaluationSet, UnreadableImages, collate
+from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+from scalablevit.classification.scores import Answers, AnyResult, Scores, score_answers
+from scalablevit.classification.sources import SAMPLE, find_evaluation_data
 from scalablevit.configuration import check_count
+from scalablevit.extras import require_extra
 from scalablevit.preprocessing import Preprocessing
-from scalablevit.weights import load_model, read_config
+from scalablevit.weights import is_multi_label, load_model, read_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A model's answers to images, and how right they are.
+
+    Args:
+        result: The scores.
+        answers: What the model said.
+        paths: Of which images.
+    """
+
+    result: AnyResult
+    answers: Answers
+    paths: tuple[Path, ...]
 
 
 def evaluate(
     run: str | Path,
     data: str | Path,
     *,
+    split: str | None = None,
     batch_size: int = 256,
     workers: int = 0,
     device: str | None = None,
-) -> EvaluateResult:
-    """Scores a saved model on labelled images, and writes ``evaluate.json`` into its folder.
+    max_unreadable: float = 0.01,
+    report: bool = True,
+) -> AnyResult:
+    """Scores a saved model on labelled images, and leaves ``evaluate.json`` and a report in its folder.
+
+    For the data that a run was trained on they are those of the run itself; for others they go to
+    ``evaluations/<name of the data>/`` in it. Where the run has drawn its validation images, only those are used.
 
     Args:
         run: A run folder, or a folder by `save_model` with labels.
-        data: A folder with val/, or of class folders, or ``"sample"``.
+        data: A folder with val/, or of class folders, a CSV file, or ``"sample"``.
+        split: ``"train"``, ``"val"`` or ``"test"``; None: val where the data are told apart, else all images.
         batch_size: Images at once.
         workers: Processes that read images; 0: this one does.
         device: Where to compute, for example ``"cuda"``; None: the machine's accelerator if it has one.
+        max_unreadable: The fraction of the images that may be unreadable. They are skipped, and listed in the report.
+        report: Whether to draw the report.
 
     Raises:
-        ValueError: If the run or the data are not as they must be.
+        ValueError: If the run or the data are not as they must be, or too many images cannot be read.
+        MissingExtraError: If torchmetrics or matplotlib is not installed.
     """
+    require_extra("train", "torchmetrics", "matplotlib")
     check_count("batch_size", batch_size)
     check_count("workers", workers, minimum=0)
     config = read_config(run)
     if "label_names" not in config:
         raise ValueError(f"the model in {run} has no names of classes, which evaluation needs: save it with labels")
-    images = evaluation_images(data, config["label_names"])
-    preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
-    # Each image is needed once, so none is kept.
-    decoded = DecodedImages(images.paths, preprocessing.channels, limit_mb=0)
-    dataset = EvaluationSet(decoded, images.labels, preprocessing)
-    # A generator of its own: a loader draws a seed for its workers, which is not to change what the caller draws.
-    loader = DataLoader(dataset, batch_size, num_workers=workers, generator=torch.Generator())
+    folder, is_own = RunFolder(Path(run)), is_own_data(RunFolder(Path(run)), data)
+    chosen = folder.split_file if is_own and folder.split_file.is_file() else data
+    images = find_evaluation_data(chosen, config["label_names"], multi_label=is_multi_label(config), split=split)
     where = choose_device(device)
-    result = score(load_model(run, where), loader, preprocessing, images.classes, where)
-    RunFolder(Path(run)).write_evaluation(result)
+    evaluation = evaluate_images(
+        load_model(run, where),
+        images,
+        Preprocessing.from_pretrained_cfg(config["pretrained_cfg"]),
+        where,
+        batch_size=batch_size,
+        workers=workers,
+        max_unreadable=max_unreadable,
+    )
+    result = replace(evaluation.result, data=name_of_data(data))
+    name = "-".join(filter(None, (Path(data).stem, split)))
+    target = folder if is_own and split in (None, "val") else folder.evaluation_of(name)
+    target.write_evaluation(result)
+    if report:
+        metrics = folder.read_metrics() if target is folder and folder.metrics_file.is_file() else []
+        write_run_report(target, replace(evaluation, result=result), metrics, facts_of(config, result, folder))
     return result
 
 
-@torch.inference_mode()
-def score(
+def evaluate_images(
     model: nn.Module,
-    loader: DataLoader[tuple[torch.Tensor, int]],
+    images: LabelledImages,
     preprocessing: Preprocessing,
-    classes: tuple[str, ...],
     device: torch.device,
-) -> EvaluateResult:
-    """Scores a model, in eval mode and on `device`, on batches of (pixels, labels)."""
-    scores = Scores(classes)
-    for pixels, labels in loader:
-        scores.update(model(preprocessing.normalise(pixels.to(device))), labels)
-    return scores.result()
+    *,
+    batch_size: int,
+    workers: int,
+    max_unreadable: float,
+) -> Evaluation:
+    """Scores a model, in eval mode and on `device`, on images.
+
+    Raises:
+        ValueError: If too many images cannot be read.
+    """
+    # Each image is needed once, so none is kept.
+    decoded = DecodedImages(images.paths, preprocessing.channels, limit_mb=0)
+    dataset = EvaluationSet(decoded, images, preprocessing)
+    # A generator of its own: a loader draws a seed for its workers, which is not to change what the caller draws.
+    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate, generator=torch.Generator())
+    unreadable = UnreadableImages(len(images), max_unreadable)
+    scores = Scores(images.classes)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for batch in loader:
+            _score_batch(model, batch, preprocessing, device, scores, unreadable)
+    answers = scores.answers()
+    speed = len(answers.targets) / (time.perf_counter() - started)
+    return Evaluation(
+        result=replace(score_answers(answers), images_per_second=round(speed, 1), skipped=dict(unreadable.reasons)),
+        answers=answers,
+        paths=tuple(path for path in images.paths if str(path) not in unreadable.reasons),
+    )
+
+
+def _score_batch(
+    model: nn.Module,
+    batch: Batch,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    scores: Scores,
+    unreadable: UnreadableImages,
+) -> None:
+    unreadable.add(batch.unreadable)
+    if len(batch.targets):
+        scores.update(model(preprocessing.normalise(batch.pixels.to(device))), batch.targets)
+
+
+def write_run_report(
+    folder: RunFolder, evaluation: Evaluation, metrics: list[EpochMetrics], facts: Mapping[str, str]
+) -> Path:
+    """Draws the report of an evaluation into a run folder, and gives the path of its page."""
+    from scalablevit.classification.report import write_report
+
+    skipped = {**folder.read_skipped(), **evaluation.result.skipped}
+    return write_report(
+        folder.report,
+        title=folder.path.name,
+        result=evaluation.result,
+        answers=evaluation.answers,
+        paths=evaluation.paths,
+        metrics=metrics,
+        facts=facts,
+        skipped=skipped,
+    )
+
+
+def facts_of(config: Mapping[str, Any], result: AnyResult, folder: RunFolder) -> dict[str, str]:
+    """What a reader of a report wants to know of how it came about."""
+    _, height, width = config["pretrained_cfg"]["input_size"]
+    facts = {
+        "model": config["architecture"],
+        "images seen at": f"{height} x {width} pixels",
+        "evaluated on": result.data,
+        "evaluation": f"{result.images_per_second:.0f} images/s, reading included",
+    }
+    if folder.metrics_file.is_file():
+        rows = folder.read_metrics()
+        speed = sum(row.images_per_second for row in rows) / max(len(rows), 1)
+        facts["training"] = f"{len(rows)} epochs, {speed:.0f} images/s, {sum(row.seconds for row in rows):.0f} s"
+    facts.update({name: str(value) for name, value in folder.read_versions().items() if value is not None})
+    return facts
+
+
+def is_own_data(folder: RunFolder, data: str | Path) -> bool:
+    """Whether the data are those that the run was trained on."""
+    return folder.is_run_folder() and folder.read_config().get("data") == name_of_data(data)
+
+
+def name_of_data(data: str | Path) -> str:
+    """How files name the data: in a way that holds from any working directory."""
+    return SAMPLE if data == SAMPLE else str(Path(data).resolve())
 
 
 def choose_device(name: str | None) -> torch.device:

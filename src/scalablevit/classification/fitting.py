@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,10 +25,12 @@ from scalablevit.classification.task import ClassificationTask
 TERMINATED = 128 + signal.SIGTERM
 
 # Advice that does not fit, as regular expressions of how it starts: images in memory want no workers, a small set has
-# fewer steps than Lightning's interval of logging, which is not used, and a deprecation in Lightning's own code.
+# fewer steps than Lightning's interval of logging, which is not used, a run that is resumed has checkpoints, and a
+# deprecation in Lightning's own code.
 _UNFIT_ADVICE = (
     r"The '\w+_dataloader' does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
+    r"Checkpoint directory .* exists and is not empty",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
@@ -39,6 +42,8 @@ def fit(
     config: TrainConfig,
     folder: RunFolder,
     callbacks: Sequence[Any] = (),
+    *,
+    resume: bool = False,
 ) -> list[EpochMetrics]:
     """Trains, and leaves the weights of the best epoch in the task.
 
@@ -49,28 +54,29 @@ def fit(
         config: The options of the run.
         folder: Where checkpoints and metrics go.
         callbacks: More of Lightning's callbacks, for example a display of progress.
+        resume: Whether to go on after the last epoch that the folder has a checkpoint of.
 
     Returns:
         The metrics of all epochs.
 
     Raises:
         ValueError: If the machine has no such accelerator, or not with such a precision.
+        KeyboardInterrupt: If the run was interrupted. It can be resumed.
     """
-    recorder = MetricsRecorder(folder)
+    last = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
+    recorder = MetricsRecorder(folder, folder.keep_metrics(read_epoch(last) if last else 0))
     checkpoint = ModelCheckpoint(
         dirpath=folder.checkpoints,
         filename="best",
-        monitor="val_top1",
+        monitor="val_score",
         mode="max",
         save_last=True,
         enable_version_counter=False,
     )
     with quiet_lightning():
         trainer = make_trainer(config, [recorder, checkpoint, *callbacks])
-        try:
-            trainer.fit(task, training, validation)
-        except SIGTERMException:
-            raise SystemExit(TERMINATED) from None  # Lightning's own exit code would be 0, that of success
+        with interrupts_as_exceptions(trainer):
+            trainer.fit(task, training, validation, ckpt_path=last)
     best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
     task.load_state_dict(best["state_dict"])
     return recorder.rows
@@ -94,6 +100,27 @@ def make_trainer(config: TrainConfig, callbacks: Sequence[Any]) -> Any:
         )
     except (MisconfigurationException, ModuleNotFoundError) as error:
         raise ValueError(f"accelerator {config.accelerator!r} cannot be used here: {error}") from error
+
+
+def read_epoch(checkpoint: Path) -> int:
+    """How many epochs a checkpoint has behind it."""
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
+
+
+@contextmanager
+def interrupts_as_exceptions(trainer: Any) -> Iterator[None]:
+    """Signals that end a run come out as Python has them, where Lightning ends the process with a code of its own."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        raise SystemExit(TERMINATED) from None
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
 
 
 @contextmanager

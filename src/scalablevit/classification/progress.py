@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,14 +24,15 @@ class MetricsRecorder(pl.Callback):
 
     Args:
         folder: Where the row goes.
+        rows: Those of epochs before, where a run is continued.
 
     Attributes:
         rows: The rows so far.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, rows: Sequence[EpochMetrics] = ()) -> None:
         self.folder = folder
-        self.rows: list[EpochMetrics] = []
+        self.rows = list(rows)
         self._losses: list[torch.Tensor] = []
         self._images = 0
         self._started = self._trained = self._learning_rate = 0.0
@@ -41,8 +43,9 @@ class MetricsRecorder(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Notes the loss; reading its value would make an accelerator wait."""
-        self._losses.append(outputs["loss"].detach())
-        self._images += len(batch[1])
+        if outputs:  # nothing, where no image of the batch could be read
+            self._losses.append(outputs["loss"].detach())
+        self._images += len(batch.targets)
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -55,7 +58,7 @@ class MetricsRecorder(pl.Callback):
         Raises:
             ValueError: If the loss is not a number any more.
         """
-        loss = float(torch.stack(self._losses).mean())
+        loss = float(torch.stack(self._losses).mean()) if self._losses else math.nan
         if not math.isfinite(loss):
             raise ValueError(
                 f"the training loss is {loss} after epoch {trainer.current_epoch + 1}: train again with a lower"
@@ -65,14 +68,14 @@ class MetricsRecorder(pl.Callback):
             epoch=trainer.current_epoch + 1,
             train_loss=loss,
             val_loss=float(trainer.callback_metrics["val_loss"]),
-            val_top1=float(trainer.callback_metrics["val_top1"]),
+            val_score=float(trainer.callback_metrics["val_score"]),
             learning_rate=self._learning_rate,
             seconds=time.perf_counter() - self._started,
             images_per_second=self._images / self._trained,
         )
         self.rows.append(row)
         self.folder.append_metrics(row)
-        logger.info(describe(row))
+        logger.info(describe(row, score=score_name(pl_module)))
 
 
 class ProgressDisplay(pl.Callback):
@@ -91,13 +94,14 @@ class ProgressDisplay(pl.Callback):
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
         self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self.console, transient=True)
         self._started = self._epoch_started = self._last_line = 0.0
-        self._steps = 0
+        self._steps = self._first_step = 0
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Says what is trained, and puts up the bar."""
-        self._print(describe_task(pl_module, len(trainer.train_dataloader.dataset)))
+        for line in (*pl_module.notes, describe_task(pl_module, len(trainer.train_dataloader.dataset))):
+            self._print(line)
         self._started = self._last_line = time.perf_counter()
-        self._steps = int(trainer.estimated_stepping_batches)
+        self._steps, self._first_step = int(trainer.estimated_stepping_batches), trainer.global_step
         if self.console.is_terminal:
             self._bar.add_task("starting", total=self._steps, facts="")
             self._bar.start()
@@ -126,7 +130,8 @@ class ProgressDisplay(pl.Callback):
         """Writes the line of the epoch."""
         self._last_line = time.perf_counter()
         recorder = next(callback for callback in trainer.callbacks if isinstance(callback, MetricsRecorder))
-        self._print(f"{describe(recorder.rows[-1], trainer.max_epochs)}  {self._time_left(trainer)}")
+        line = describe(recorder.rows[-1], trainer.max_epochs, score_name(pl_module))
+        self._print(f"{line}  {self._time_left(trainer)}")
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Takes the bar down."""
@@ -141,12 +146,13 @@ class ProgressDisplay(pl.Callback):
             self._bar.stop()
 
     def _facts(self, trainer: Any, outputs: Any, batch: Any, batch_index: int, now: float) -> str:
-        speed = (batch_index + 1) * len(batch[1]) / (now - self._epoch_started)
+        speed = (batch_index + 1) * len(batch.targets) / (now - self._epoch_started)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        return f"loss {float(outputs['loss']):.3f}  lr {rate:.1e}  {speed:.0f} images/s  {self._time_left(trainer)}"
+        loss = float(outputs["loss"]) if outputs else math.nan
+        return f"loss {loss:.3f}  lr {rate:.1e}  {speed:.0f} images/s  {self._time_left(trainer)}"
 
     def _time_left(self, trainer: Any) -> str:
-        per_step = (time.perf_counter() - self._started) / max(trainer.global_step, 1)
+        per_step = (time.perf_counter() - self._started) / max(trainer.global_step - self._first_step, 1)
         return f"{format_seconds(per_step * (self._steps - trainer.global_step))} left"
 
     def _print(self, line: str) -> None:
@@ -156,18 +162,25 @@ class ProgressDisplay(pl.Callback):
 def describe_task(task: ClassificationTask, images: int) -> str:
     """What is trained on how many images, as a line of text."""
     config, classes = task.config, len(task.scores.classes)
+    network = config.model or "the network of the weights"
+    assert config.size is not None
     millions = sum(parameter.numel() for parameter in task.model.parameters()) / 1e6
     return (
-        f"{config.model} with {millions:.2f} M parameters on {task.device}; {images} images of {classes} classes,"
-        f" at {config.size}x{config.size} pixels in {'grey' if config.channels == 1 else 'colour'}"
+        f"{network} with {millions:.2f} M parameters on {task.device}; {images} images of {classes} classes,"
+        f" at {config.size[0]}x{config.size[1]} pixels in {'grey' if config.channels == 1 else 'colour'}"
     )
 
 
-def describe(row: EpochMetrics, epochs: int | None = None) -> str:
-    """A row of metrics as a line of text."""
+def score_name(task: ClassificationTask) -> str:
+    """What `EpochMetrics.val_score` is in a run."""
+    return "mAP" if task.multi_label else "top-1"
+
+
+def describe(row: EpochMetrics, epochs: int | None = None, score: str = "top-1") -> str:
+    """A row of metrics as a line of text; `score` is the name of what `val_score` is."""
     return (
         f"epoch {row.epoch}{f'/{epochs}' if epochs else ''}  loss {row.train_loss:.3f}"
-        f"  val loss {row.val_loss:.3f}  val top-1 {row.val_top1:.1f} %  lr {row.learning_rate:.1e}"
+        f"  val loss {row.val_loss:.3f}  val {score} {row.val_score:.1f} %  lr {row.learning_rate:.1e}"
         f"  {row.images_per_second:.0f} images/s  {row.seconds:.1f} s"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -14,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from scalablevit.classification.scores import EvaluateResult
+from scalablevit.classification.scores import AnyResult
 
-PACKAGES = ("scalablevit", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "pillow")
+PACKAGES = ("scalablevit", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class EpochMetrics:
         epoch: From 1.
         train_loss: Mean over the epoch's steps, of augmented images and smoothed labels.
         val_loss: Mean cross-entropy after the epoch.
-        val_top1: Per cent, after the epoch.
+        val_score: Per cent, after the epoch: top-1, or mAP where images have several labels.
         learning_rate: In the epoch's last step.
         seconds: The epoch took, validation included.
         images_per_second: In training.
@@ -36,7 +37,7 @@ class EpochMetrics:
     epoch: int
     train_loss: float
     val_loss: float
-    val_top1: float
+    val_score: float
     learning_rate: float
     seconds: float
     images_per_second: float
@@ -64,11 +65,6 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
-    def curves_file(self) -> Path:
-        """The same as a picture."""
-        return self.path / "report" / "curves.png"
-
-    @property
     def evaluation_file(self) -> Path:
         """The scores of the saved weights; see `EvaluateResult`."""
         return self.path / "evaluate.json"
@@ -77,6 +73,30 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Lightning's checkpoints of the best and of the last epoch."""
         return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Of the last complete epoch; what a run is resumed from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def split_file(self) -> Path:
+        """Which images were trained on, and which kept for validation, where that was drawn."""
+        return self.path / "split.csv"
+
+    @property
+    def skipped_file(self) -> Path:
+        """Images that could not be read, with the reasons."""
+        return self.path / "skipped.json"
+
+    @property
+    def report(self) -> Path:
+        """Pictures, and a page of them."""
+        return self.path / "report"
+
+    def evaluation_of(self, name: str) -> RunFolder:
+        """Where the evaluation on other data than the run's own goes."""
+        return RunFolder(self.path / "evaluations" / name)
 
     @classmethod
     def create(cls, path: str | Path, *, overwrite: bool) -> RunFolder:
@@ -117,7 +137,9 @@ class RunFolder:
                 f"{self.path} exists and is not a run folder, so it is neither used nor removed: give another --out"
             )
         if not overwrite:
-            raise ValueError(f"{self.path} holds an earlier run: give another --out, or --overwrite to replace it")
+            raise ValueError(
+                f"{self.path} holds an earlier run: give another --out, --overwrite to replace it, or --resume to go on"
+            )
 
     def is_run_folder(self) -> bool:
         """Whether a training run made the folder."""
@@ -151,6 +173,14 @@ class RunFolder:
                 writer.writeheader()
             writer.writerow({name: format_number(value) for name, value in asdict(row).items()})
 
+    def keep_metrics(self, epochs: int) -> list[EpochMetrics]:
+        """The rows of the first epochs. Later ones, of an epoch that has no checkpoint, are removed."""
+        rows = [row for row in self.read_metrics() if row.epoch <= epochs] if self.metrics_file.exists() else []
+        self.metrics_file.unlink(missing_ok=True)
+        for row in rows:
+            self.append_metrics(row)
+        return rows
+
     def read_metrics(self) -> list[EpochMetrics]:
         """The rows of metrics.csv."""
         with self.metrics_file.open(newline="", encoding="utf-8") as file:
@@ -159,8 +189,36 @@ class RunFolder:
                 for row in csv.DictReader(file)
             ]
 
-    def write_evaluation(self, result: EvaluateResult) -> None:
+    def read_config(self) -> dict[str, Any]:
+        """What config.yaml says.
+
+        Raises:
+            ValueError: If there is no run.
+        """
+        if not self.is_run_folder():
+            raise ValueError(f"{self.path} is not a run folder: give the --out of a training run")
+        return dict(yaml.safe_load(self.config_file.read_text(encoding="utf-8")))
+
+    def read_versions(self) -> dict[str, Any]:
+        """What versions.json says; nothing if there is none."""
+        if not self.versions_file.is_file():
+            return {}
+        return dict(json.loads(self.versions_file.read_text(encoding="utf-8")))
+
+    def write_skipped(self, reasons: Mapping[str, str]) -> None:
+        """Writes the images that could not be read; no file if there are none."""
+        if reasons:
+            write_json(self.skipped_file, reasons)
+
+    def read_skipped(self) -> dict[str, str]:
+        """The images that training could not read, with the reasons."""
+        if not self.skipped_file.is_file():
+            return {}
+        return dict(json.loads(self.skipped_file.read_text(encoding="utf-8")))
+
+    def write_evaluation(self, result: AnyResult) -> None:
         """Writes evaluate.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.evaluation_file, asdict(result))
 
 
@@ -172,5 +230,7 @@ def format_number(value: float) -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    text = re.sub(r"\[[\s\d,]*\]", lambda match: " ".join(match[0].split()), text)  # rows of numbers on one line
+    temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)

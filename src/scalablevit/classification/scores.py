@@ -1,75 +1,234 @@
-"""How right a classifier is."""
+"""How right a classifier is. All shares are in per cent.
+
+Axes: n images, c classes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CALIBRATION_BINS = 15
+THRESHOLD = 0.5  # above it a label of several is taken as given
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """How right a model is on a set of labelled images.
+    """How right a model is on images that have one label each.
 
     Args:
-        top1: Per cent of images whose class has the highest score.
-        top5: Per cent of images whose class is among the five highest scores (100 if there are no more classes).
+        top1: Images whose class has the highest score.
+        top5: Images whose class is among the five highest scores (100 if there are no more classes).
         loss: Mean cross-entropy.
+        calibration_error: Expected calibration error: how far, on average, the probability of the first class is from
+            how often that class is right; over 15 bins of equal width (Naeini et al., AAAI 2015).
         images: Number of images.
-        recall: For each class that has images, the per cent of them whose class has the highest score.
+        precision: For each class that the model named, how many of those images are of it.
+        recall: For each class that has images, how many of them the model named rightly.
+        confusion: How many images of each class (row) were named as each class (column).
+        data: What was evaluated on.
+        images_per_second: Reading, decoding and computing.
+        skipped: Images that could not be read, with the reasons.
     """
 
     top1: float
     top5: float
     loss: float
+    calibration_error: float
     images: int
+    precision: dict[str, float]
     recall: dict[str, float]
+    confusion: tuple[tuple[int, ...], ...] = field(repr=False)
+    data: str = ""
+    images_per_second: float = 0.0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """What the best epoch is chosen by."""
+        return self.top1
+
+    def headline(self) -> str:
+        """The most important figures as a line of text."""
+        return (
+            f"top-1 {self.top1:.1f} %, top-5 {self.top5:.1f} %, loss {self.loss:.4f}, calibration error"
+            f" {self.calibration_error:.1f} %, {self.images} images"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelResult:
+    """How right a model is on images that have any number of labels each.
+
+    Args:
+        mean_average_precision: Mean of `average_precision`.
+        f1: Mean over the classes of the harmonic mean of precision and recall, at a probability of 0.5.
+        f1_micro: The same over all labels together.
+        loss: Mean binary cross-entropy.
+        images: Number of images.
+        average_precision: For each class that has images: the area under precision over recall.
+        precision: For each class that the model gave to an image, how many of those images have it.
+        recall: For each class that has images, to how many of them the model gave it.
+        data: What was evaluated on.
+        images_per_second: Reading, decoding and computing.
+        skipped: Images that could not be read, with the reasons.
+    """
+
+    mean_average_precision: float
+    f1: float
+    f1_micro: float
+    loss: float
+    images: int
+    average_precision: dict[str, float]
+    precision: dict[str, float]
+    recall: dict[str, float]
+    data: str = ""
+    images_per_second: float = 0.0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """What the best epoch is chosen by."""
+        return self.mean_average_precision
+
+    def headline(self) -> str:
+        """The most important figures as a line of text."""
+        return (
+            f"mAP {self.mean_average_precision:.1f} %, F1 {self.f1:.1f} %, micro F1 {self.f1_micro:.1f} %, loss"
+            f" {self.loss:.4f}, {self.images} images"
+        )
+
+
+AnyResult = EvaluateResult | MultiLabelResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a model says of images, and what is right.
+
+    Args:
+        logits: (n, c), float32, on the CPU.
+        targets: (n,), positions of classes; or, where an image may have several labels, (n, c), 1 for each that it has.
+        classes: Names of the classes.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.targets.ndim == 2
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(n, c)."""
+        return self.logits.sigmoid() if self.multi_label else self.logits.softmax(1)
 
 
 class Scores:
-    """Gathers scores over batches. Whole numbers are summed, and equal inputs count equally whatever the batch size."""
+    """Gathers what a model says, batch by batch."""
 
     def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = list(classes)
-        self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
-        self.in_top5 = 0
-        self.loss = 0.0
+        self.classes = tuple(classes)
+        self._logits: list[Tensor] = []
+        self._targets: list[Tensor] = []
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Tensor, targets: Tensor) -> None:
         """Adds a batch.
 
         Args:
-            logits: (b, classes).
-            labels: (b,), the right classes.
+            logits: (b, c).
+            targets: (b,) or (b, c), as in `Answers`.
         """
-        logits, labels = logits.detach().float().cpu(), labels.cpu()
-        pairs = labels * len(self.classes) + logits.argmax(1)
-        self.confusion += torch.bincount(pairs, minlength=self.confusion.numel()).view_as(self.confusion)
-        best = logits.topk(min(5, len(self.classes)), dim=1).indices
-        self.in_top5 += int((best == labels[:, None]).sum())
-        self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        self._logits.append(logits.detach().float().cpu())
+        self._targets.append(targets.cpu())
 
-    def result(self) -> EvaluateResult:
+    def answers(self) -> Answers:
+        """All that was added.
+
+        Raises:
+            ValueError: If nothing was.
+        """
+        if not self._logits:
+            raise ValueError("there are no images to compute scores of")
+        return Answers(logits=torch.cat(self._logits), targets=torch.cat(self._targets), classes=self.classes)
+
+    def result(self) -> AnyResult:
         """The scores of all that was added.
 
         Raises:
             ValueError: If nothing was.
         """
-        images = int(self.confusion.sum())
-        if not images:
-            raise ValueError("there are no images to compute scores of")
-        right, of_class = self.confusion.diagonal(), self.confusion.sum(1)
-        return EvaluateResult(
-            top1=100 * int(right.sum()) / images,
-            top5=100 * self.in_top5 / images,
-            loss=self.loss / images,
-            images=images,
-            recall={
-                name: 100 * int(right[index]) / int(of_class[index])
-                for index, name in enumerate(self.classes)
-                if of_class[index]
-            },
-        )
+        return score_answers(self.answers())
+
+
+def score_answers(answers: Answers) -> AnyResult:
+    """The scores of a model's answers."""
+    return _score_several_labels(answers) if answers.multi_label else _score_one_label(answers)
+
+
+def _score_one_label(answers: Answers) -> EvaluateResult:
+    from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+    logits, targets, count = answers.logits, answers.targets, len(answers.classes)
+    predicted = logits.argmax(1)
+    confusion = multiclass_confusion_matrix(predicted, targets, count)
+    in_top5 = (logits.topk(min(5, count), dim=1).indices == targets[:, None]).any(1)
+    # Where the logits are not numbers, as early in a run that fails, there is no calibration.
+    probabilities = answers.probabilities.nan_to_num(0.0)
+    return EvaluateResult(
+        top1=_per_cent((predicted == targets).sum(), len(targets)),
+        top5=_per_cent(in_top5.sum(), len(targets)),
+        loss=float(F.cross_entropy(logits, targets)),
+        calibration_error=100 * float(multiclass_calibration_error(probabilities, targets, count, CALIBRATION_BINS)),
+        images=len(targets),
+        precision=_shares(confusion.diagonal(), confusion.sum(0), answers.classes),
+        recall=_shares(confusion.diagonal(), confusion.sum(1), answers.classes),
+        confusion=tuple(map(tuple, confusion.tolist())),
+    )
+
+
+def _score_several_labels(answers: Answers) -> MultiLabelResult:
+    from torchmetrics.functional.classification import binary_average_precision, multilabel_f1_score
+
+    targets, probabilities, count = answers.targets.long(), answers.probabilities, len(answers.classes)
+    given = probabilities > THRESHOLD
+    right = (given & (targets == 1)).sum(0)
+    average_precision = {
+        name: 100 * float(binary_average_precision(probabilities[:, index], targets[:, index]))
+        for index, name in enumerate(answers.classes)
+        if targets[:, index].any()
+    }
+    f1, f1_micro = (
+        100 * float(multilabel_f1_score(probabilities, targets, count, THRESHOLD, average))
+        for average in ("macro", "micro")
+    )
+    return MultiLabelResult(
+        mean_average_precision=sum(average_precision.values()) / max(len(average_precision), 1),
+        f1=f1,
+        f1_micro=f1_micro,
+        loss=float(F.binary_cross_entropy_with_logits(answers.logits, answers.targets.float())),
+        images=len(targets),
+        average_precision=average_precision,
+        precision=_shares(right, given.sum(0), answers.classes),
+        recall=_shares(right, targets.sum(0), answers.classes),
+    )
+
+
+def _per_cent(part: Tensor, whole: int) -> float:
+    return 100 * int(part) / whole
+
+
+def _shares(parts: Tensor, wholes: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """For each class with a whole above 0, what the part is of it, in per cent."""
+    return {
+        name: 100 * part / whole
+        for name, part, whole in zip(classes, parts.tolist(), wholes.tolist(), strict=True)
+        if whole
+    }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalablevit.classification.configuration import LEARNING_RATES, TrainConfig
+from scalablevit.classification.data import Batch, UnreadableImages
 from scalablevit.classification.mixing import mix
 from scalablevit.classification.muon import Muon
 from scalablevit.classification.randomness import Purpose, generator, torch_seed
@@ -26,23 +27,37 @@ MUON_REST = 0.4
 
 
 class ClassificationTask(pl.LightningModule):
-    """Training and validation of a classifier. Batches are (pixels (b, c, h, w) from 0 to 255, labels (b,)).
+    """Training and validation of a classifier on instances of `Batch`.
 
     Args:
         model: The classifier.
-        config: The options of the run.
+        config: The options of the run, filled in.
         preprocessing: How pixels are normalised.
         classes: Names of the classes.
+        unreadable: Where images are noted that cannot be read.
+        multi_label: Whether an image may have any number of labels.
+        notes: What people are told of the run before it starts, as lines.
     """
 
     def __init__(
-        self, model: ScalableViT, config: TrainConfig, preprocessing: Preprocessing, classes: Sequence[str]
+        self,
+        model: ScalableViT,
+        config: TrainConfig,
+        preprocessing: Preprocessing,
+        classes: Sequence[str],
+        unreadable: UnreadableImages,
+        *,
+        multi_label: bool = False,
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.preprocessing = preprocessing
         self.scores = Scores(classes)
+        self.unreadable = unreadable
+        self.multi_label = multi_label
+        self.notes = tuple(notes)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
 
     @property
@@ -56,14 +71,26 @@ class ClassificationTask(pl.LightningModule):
         """Makes what the step draws at random (drop-path, dropout) depend on the step alone."""
         torch.manual_seed(torch_seed(Purpose.STEP, self.config.seed, self.global_step))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """The loss of a batch."""
-        pixels, labels = batch
-        images = self.preprocessing.normalise(pixels)
-        targets = smooth(labels, len(self.scores.classes), self.config.label_smoothing)
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
+        """The loss of a batch; None if none of its images could be read."""
+        self.unreadable.add(batch.unreadable)
+        if not len(batch.targets):
+            return None
+        images = self.preprocessing.normalise(batch.pixels)
+        targets = self._smooth(batch.targets)
         random = generator(Purpose.STEP, self.config.seed, self.global_step)
         images, targets = mix(images, targets, mixup=self.config.mixup, cutmix=self.config.cutmix, random=random)
-        return F.cross_entropy(self.model(images), targets)
+        return self._loss(self.model(images), targets)
+
+    def _smooth(self, targets: Tensor) -> Tensor:
+        if targets.ndim == 2:
+            return targets * (1 - self.config.label_smoothing) + self.config.label_smoothing / 2
+        return smooth(targets, len(self.scores.classes), self.config.label_smoothing)
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.multi_label:
+            return F.binary_cross_entropy_with_logits(logits, targets)
+        return F.cross_entropy(logits, targets)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
         """Takes the new weights into the average."""
@@ -74,19 +101,22 @@ class ClassificationTask(pl.LightningModule):
         """Begins to count anew."""
         self.scores = Scores(self.scores.classes)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Counts what is right in a batch."""
-        pixels, labels = batch
-        self.scores.update(self.trained_model(self.preprocessing.normalise(pixels)), labels)
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Notes what the model says of a batch."""
+        self.unreadable.add(batch.unreadable)
+        if len(batch.targets):
+            self.scores.update(self.trained_model(self.preprocessing.normalise(batch.pixels)), batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Reports the scores to whoever chooses the best epoch."""
         result = self.scores.result()
-        self.log_dict({"val_loss": result.loss, "val_top1": result.top1})
+        self.log_dict({"val_loss": result.loss, "val_score": result.score})
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with warm-up and cosine step by step."""
         optimizer = make_optimizer(self.model, self.config)
+        assert self.config.epochs is not None
+        assert self.config.warmup_epochs is not None
         steps = int(self.trainer.estimated_stepping_batches)
         shape = partial(
             schedule,

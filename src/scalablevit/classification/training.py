@@ -1,4 +1,4 @@
-"""Training a classifier on a folder of images."""
+"""Training a classifier on labelled images."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from scalablevit.classification.augmentation import Augmentation
-from scalablevit.classification.configuration import LEARNING_RATES, TrainConfig
-from scalablevit.classification.data import (
-    SAMPLE,
-    DecodedImages,
-    EpochSampler,
-    EvaluationSet,
-    LabelledImages,
-    TrainingSet,
-    training_images,
+from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.csv_files import write_table
+from scalablevit.classification.evaluation import (
+    Evaluation,
+    choose_device,
+    evaluate_images,
+    facts_of,
+    name_of_data,
+    write_run_report,
 )
-from scalablevit.classification.evaluation import evaluate
+from scalablevit.classification.preparation import Prepared, prepare
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+from scalablevit.classification.scores import AnyResult
 from scalablevit.extras import require_extra
-from scalablevit.preprocessing import Preprocessing, measure_preprocessing
-from scalablevit.scalable_vit import ScalableViT
-from scalablevit.variants import VARIANTS
-from scalablevit.weights import save_model
+from scalablevit.weights import load_model, read_config, save_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,35 +33,40 @@ class TrainResult:
 
     Args:
         run: The run folder.
-        top1: Per cent of validation images whose class has the highest score.
-        top5: Per cent of validation images whose class is among the five highest scores.
-        loss: Mean cross-entropy on the validation images.
-        best_epoch: The epoch, from 1, after which `top1` was highest. The validation images chose it, so `top1` is a
-            little better than on images that nobody has looked at.
+        scores: On the validation images. They chose the best epoch, so these are a little better than on images that
+            nobody has looked at.
+        best_epoch: The epoch, from 1, after which top-1 (or mAP) was highest.
         epochs: How many epochs were trained.
         seconds: The run took, all included.
     """
 
     run: Path
-    top1: float
-    top5: float
-    loss: float
+    scores: AnyResult
     best_epoch: int
     epochs: int
     seconds: float
 
 
 def train(
-    data: str | Path, out: str | Path, *, overwrite: bool = False, callbacks: Sequence[Any] = (), **options: Any
+    data: str | Path | None = None,
+    out: str | Path = "",
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    callbacks: Sequence[Any] = (),
+    **options: Any,
 ) -> TrainResult:
-    """Trains a model on a folder of images, and leaves a run folder that holds all of it.
+    """Trains a model on labelled images, and leaves a run folder that holds all of it.
 
     The same options and seed give the same weights, on the same machine and with the same number of threads.
 
     Args:
-        data: A folder with train/<class>/ and val/<class>/, or ``"sample"`` for the embedded images.
+        data: A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file, or ``"sample"`` for
+            the embedded images.
         out: The run folder to make.
         overwrite: Whether an earlier run folder there is replaced.
+        resume: Whether to go on with the run that is there, after its last complete epoch, with its own data and
+            options. None of them is given then.
         callbacks: More of Lightning's callbacks.
         **options: The fields of `TrainConfig`, by name.
 
@@ -73,101 +74,113 @@ def train(
         ValueError: If the data are not as they must be, an option has no sense, or `out` is not free.
         TypeError: If `TrainConfig` has no such option.
         MissingExtraError: If Lightning is not installed.
+        KeyboardInterrupt: If the run was interrupted. It can be resumed.
     """
     started = time.perf_counter()
-    require_extra("train", "pytorch_lightning", "matplotlib")
-    config = TrainConfig(**options)
-    RunFolder(Path(out)).check_free(overwrite=overwrite)
-    if Path(data).resolve().is_relative_to(Path(out).resolve()):
-        raise ValueError(f"data {data} lies inside the run folder {out}: give another --out")
-    training, validation = training_images(data)
-    preprocessing = measure_preprocessing(training.paths, size=config.size, channels=config.channels)
-    config = resolve(config, preprocessing)
-    # Decoded before the run folder is made, so that an unreadable image leaves nothing behind.
-    loaders = make_loaders(training, validation, preprocessing, config)
-    folder = RunFolder.create(out, overwrite=overwrite)
-    folder.write_config({"data": data_for_config(data), **asdict(config)})
-    folder.write_versions(config.seed)
+    require_extra("train", "pytorch_lightning", "torchmetrics", "matplotlib")
+    if not str(out):
+        raise ValueError("out is not given: name the run folder")
+    if resume:
+        folder, prepared = _resume(Path(out), data, options)
+    else:
+        folder, prepared = _begin(data, Path(out), TrainConfig(**options), overwrite=overwrite)
     # The run draws from PyTorch's global generator, which, on the CPU, is put back as it was.
     with torch.random.fork_rng(devices=[]):
-        model = build_model(config, len(training.classes))
-        rows = _fit(model, loaders, preprocessing, training.classes, config, folder, callbacks)
-    device = "cpu" if config.accelerator == "cpu" else None
-    result = evaluate(folder.path, data, workers=config.workers, device=device)
+        torch.manual_seed(prepared.config.seed)
+        rows = _fit(prepared, folder, callbacks, resume=resume)
+    evaluation = _evaluate(prepared, folder, rows)
     folder.remove_replaced()
     return TrainResult(
         run=folder.path,
-        top1=result.top1,
-        top5=result.top5,
-        loss=result.loss,
-        best_epoch=max(rows, key=lambda row: row.val_top1).epoch,
+        scores=evaluation.result,
+        best_epoch=max(rows, key=lambda row: row.val_score).epoch,
         epochs=len(rows),
         seconds=time.perf_counter() - started,
     )
 
 
-def resolve(config: TrainConfig, preprocessing: Preprocessing) -> TrainConfig:
-    """The options with what the images decided, so that the run can be repeated with other images around."""
-    size = preprocessing.size[0]
-    padding = size // 28 if config.padding is None else config.padding
-    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
-    return replace(config, size=size, channels=preprocessing.channels, padding=padding, learning_rate=rate)
+def _begin(data: str | Path | None, out: Path, config: TrainConfig, *, overwrite: bool) -> tuple[RunFolder, Prepared]:
+    if data is None:
+        raise ValueError("data is not given: name a folder of images, a CSV file, or 'sample'")
+    RunFolder(out).check_free(overwrite=overwrite)
+    if Path(data).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"data {data} lies inside the run folder {out}: give another --out")
+    prepared = prepare(data, config)
+    _ = prepared.loaders  # decoded before the run folder is made, so that unreadable images leave nothing behind
+    folder = RunFolder.create(out, overwrite=overwrite)
+    folder.write_config({"data": name_of_data(data), **_plain(asdict(prepared.config))})
+    folder.write_versions(config.seed)
+    if prepared.data.drawn:
+        parts = (("train", prepared.data.training), ("val", prepared.data.validation))
+        write_table(folder.split_file, parts)
+    return folder, prepared
 
 
-def build_model(config: TrainConfig, classes: int) -> ScalableViT:
-    """The untrained model of a run; the seed alone says its weights."""
-    torch.manual_seed(config.seed)
-    return VARIANTS[config.model].build(classes, channels=config.channels, drop_path=config.drop_path)
+def _resume(out: Path, data: str | Path | None, options: dict[str, Any]) -> tuple[RunFolder, Prepared]:
+    folder = RunFolder(out)
+    config = folder.read_config()
+    own_data = config.pop("data")
+    if data is not None and name_of_data(data) != own_data:
+        raise ValueError(f"data is {data}, but the run in {out} is on {own_data}: leave data out, or start another run")
+    for name, value in options.items():
+        if value != getattr(TrainConfig(), name) and _plain(value) != config.get(name):
+            raise ValueError(
+                f"{name} is {value!r}, but the run in {out} has {config.get(name)!r}: a run is resumed with its own"
+                " options; leave it out, or start another run"
+            )
+    prepared = prepare(folder.split_file if folder.split_file.is_file() else own_data, TrainConfig(**config))
+    return folder, prepared
 
 
-def make_loaders(
-    training: LabelledImages, validation: LabelledImages, preprocessing: Preprocessing, config: TrainConfig
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Batches to train on, and to validate on."""
-    train_images = DecodedImages(training.paths, preprocessing.channels, limit_mb=config.memory_mb)
-    val_images = DecodedImages(validation.paths, preprocessing.channels, limit_mb=config.memory_mb)
-    augmentation = Augmentation(
-        preprocessing=preprocessing,
-        random_crop=config.random_crop,
-        padding=config.padding or 0,
-        smallest_area=config.smallest_area,
-        flip=config.flip,
-        erasing=config.erasing,
-    )
-    common: dict[str, Any] = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
-    train_loader = DataLoader(
-        TrainingSet(train_images, training.labels, augmentation, seed=config.seed),
-        config.batch_size,
-        sampler=EpochSampler(len(training.paths), seed=config.seed),
-        # A last, smaller batch would weigh its images more than others; which images are left out changes each epoch.
-        drop_last=len(training.paths) >= config.batch_size,
-        **common,
-    )
-    val_set = EvaluationSet(val_images, validation.labels, preprocessing)
-    return train_loader, DataLoader(val_set, max(config.batch_size, 256), **common)
-
-
-def data_for_config(data: str | Path) -> str:
-    """How config.yaml names the data: in a way that holds from any working directory."""
-    return SAMPLE if data == SAMPLE else str(Path(data).resolve())
-
-
-def _fit(
-    model: ScalableViT,
-    loaders: tuple[DataLoader[Any], DataLoader[Any]],
-    preprocessing: Preprocessing,
-    classes: Sequence[str],
-    config: TrainConfig,
-    folder: RunFolder,
-    callbacks: Sequence[Any],
-) -> list[EpochMetrics]:
-    """Trains, and saves the weights of the best epoch and the curves."""
-    from scalablevit.classification.curves import save_curves
+def _fit(prepared: Prepared, folder: RunFolder, callbacks: Sequence[Any], *, resume: bool) -> list[EpochMetrics]:
+    """Trains, and saves the weights of the best epoch."""
     from scalablevit.classification.fitting import fit
     from scalablevit.classification.task import ClassificationTask
 
-    task = ClassificationTask(model, config, preprocessing, classes)
-    rows = fit(task, *loaders, config, folder, callbacks)
-    save_model(task.trained_model, folder.path, classes, preprocessing.to_pretrained_cfg())
-    save_curves(rows, folder.curves_file)
+    training = prepared.data.training
+    model = prepared.build_model()
+    task = ClassificationTask(
+        model,
+        prepared.config,
+        prepared.preprocessing,
+        training.classes,
+        prepared.unreadable,
+        multi_label=training.multi_label,
+        notes=[*prepared.notes, *map(str, prepared.choices)],
+    )
+    rows = fit(task, *prepared.loaders, prepared.config, folder, callbacks, resume=resume)
+    save_model(
+        task.trained_model,
+        folder.path,
+        training.classes,
+        prepared.preprocessing.to_pretrained_cfg(),
+        multi_label=training.multi_label,
+    )
+    folder.write_skipped(prepared.unreadable.reasons)
     return rows
+
+
+def _evaluate(prepared: Prepared, folder: RunFolder, rows: list[EpochMetrics]) -> Evaluation:
+    """Scores what was saved, as `evaluate` would."""
+    device = choose_device("cpu" if prepared.config.accelerator == "cpu" else None)
+    evaluation = evaluate_images(
+        load_model(folder.path, device),
+        prepared.data.validation,
+        prepared.preprocessing,
+        device,
+        batch_size=256,
+        workers=prepared.config.workers or 0,
+        max_unreadable=prepared.config.max_unreadable,
+    )
+    result = replace(evaluation.result, data=folder.read_config()["data"])
+    evaluation = replace(evaluation, result=result)
+    folder.write_evaluation(result)
+    write_run_report(folder, evaluation, rows, facts_of(read_config(folder.path), result, folder))
+    return evaluation
+
+
+def _plain(value: Any) -> Any:
+    """The same with lists for tuples, as YAML has them."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value

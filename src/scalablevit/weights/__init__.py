@@ -3,6 +3,14 @@
 from scalablevit.weights.arguments import infer_arguments
 from scalablevit.weights.conversion import convert_state_dict
 from scalablevit.weights.files import read_weights
-from scalablevit.weights.folders import load_model, read_config, save_model
+from scalablevit.weights.folders import is_multi_label, load_model, read_config, save_model
 
-__all__ = ["convert_state_dict", "infer_arguments", "load_model", "read_config", "read_weights", "save_model"]
+__all__ = [
+    "convert_state_dict",
+    "infer_arguments",
+    "is_multi_label",
+    "load_model",
+    "read_config",
+    "read_weights",
+    "save_model",
+]

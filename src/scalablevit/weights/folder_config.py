@@ -20,19 +20,29 @@ PRETRAINED_FIELDS = frozenset(
     }
 )  # fmt: skip
 
+# What transformers calls it.
+MULTI_LABEL = "multi_label_classification"
+
 # Arguments that leave a named variant what it is.
 _FREE_ARGUMENTS = frozenset(
     {"num_classes", "channels", "dropout", "attention_dropout", "head_dropout", "drop_path", "global_pool"}
 )
 
 
-def config_text(model: ScalableViT, labels: Sequence[str] | None, pretrained_cfg: Mapping[str, Any] | None) -> str:
+def config_text(
+    model: ScalableViT,
+    labels: Sequence[str] | None,
+    pretrained_cfg: Mapping[str, Any] | None,
+    *,
+    multi_label: bool = False,
+) -> str:
     """``config.json`` of a model, as text.
 
     Args:
         model: The model.
         labels: Names of the classes, in the order of the logits; None for none.
         pretrained_cfg: Fields of timm's ``PretrainedCfg`` that go before the usual ones.
+        multi_label: Whether the model gives any number of labels to an image.
 
     Raises:
         ValueError: If the labels or `pretrained_cfg` do not fit the model, or cannot be written as JSON.
@@ -47,6 +57,8 @@ def config_text(model: ScalableViT, labels: Sequence[str] | None, pretrained_cfg
     }
     if labels is not None:
         config["label_names"] = _checked_labels(labels, model.num_classes)
+    if multi_label:
+        config["problem_type"] = MULTI_LABEL
     config["pretrained_cfg"] = _pretrained_cfg(model, dict(pretrained_cfg or {}))
     config["scalablevit"] = {"layout_version": LAYOUT_VERSION, "version": __version__, "arguments": model.config}
     try:

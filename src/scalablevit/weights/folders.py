@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.weights.files import read_weights
-from scalablevit.weights.folder_config import config_text
+from scalablevit.weights.folder_config import MULTI_LABEL, config_text
 from scalablevit.weights.layouts import LAYOUT_VERSION, check_layout_version
 from scalablevit.weights.state_dicts import differences, shapes_of
 
@@ -31,6 +31,8 @@ def save_model(
     path: str | Path,
     labels: Sequence[str] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
+    *,
+    multi_label: bool = False,
 ) -> None:
     """Writes a model into a folder, which `load_model` and timm read. Each file is replaced as a whole or not at all.
 
@@ -40,13 +42,14 @@ def save_model(
         labels: Names of the classes, in the order of the logits.
         pretrained_cfg: Fields of timm's ``PretrainedCfg`` that differ from the usual ones (224 pixels, ImageNet's mean
             and standard deviation, or 0.5 if there are not three channels, bicubic, crop 0.875).
+        multi_label: Whether the model gives any number of labels to an image, each with a probability of its own.
 
     Raises:
         ValueError: If the model is not a `ScalableViT` as its arguments make it, has no values yet, or the labels or
             `pretrained_cfg` do not fit it.
     """
     _check_model(model)
-    text = config_text(model, labels, pretrained_cfg)
+    text = config_text(model, labels, pretrained_cfg, multi_label=multi_label)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a model is saved into a folder: give another path")
@@ -125,6 +128,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
         )
     check_layout_version(own.get("layout_version"), str(file))
     return config
+
+
+def is_multi_label(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a ``config.json`` gives any number of labels to an image."""
+    return config.get("problem_type") == MULTI_LABEL
 
 
 def _check_model(model: ScalableViT) -> None:

@@ -1,0 +1,133 @@
+"""Labelled images in a CSV file: a header, then a line per image."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalablevit.classification.images import LabelledImages, check_classes, normal_name
+
+SPLITS = ("train", "val", "test")
+SEPARATORS = ";|"  # between the labels of one image
+FORM = (
+    "a CSV file of images has a header with the columns path, label (or labels, for any number separated by ; or |),"
+    " and optionally split (train, val or test)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line: an image, its labels, and the part of the data that it belongs to; None where the file does not say."""
+
+    path: Path
+    labels: tuple[str, ...]
+    split: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What a CSV file says."""
+
+    rows: tuple[Row, ...]
+    multi_label: bool
+    has_splits: bool
+
+    def images(self, split: str | None, classes: Sequence[str], where: str) -> LabelledImages:
+        """The images of one part of the data, or all (None), under these classes.
+
+        Raises:
+            ValueError: If there are none, or one has a label that is not among `classes`.
+        """
+        rows = [row for row in self.rows if split is None or row.split == split]
+        if not rows:
+            raise ValueError(f"{where} holds no images{f' with split {split}' if split else ''}: {FORM}")
+        positions = {name: index for index, name in enumerate(classes)}
+        for row in rows:
+            for label in row.labels:
+                if label not in positions:
+                    raise ValueError(
+                        f"{where}: {row.path} has the label {label!r}, a class that the model does not have; it has"
+                        f" {', '.join(classes)}"
+                    )
+        return LabelledImages(
+            paths=tuple(row.path for row in rows),
+            labels=tuple(tuple(positions[label] for label in row.labels) for row in rows),
+            classes=tuple(classes),
+            multi_label=self.multi_label,
+        )
+
+    def classes(self, split: str | None) -> tuple[str, ...]:
+        """The labels that occur in one part of the data, or in all (None), sorted."""
+        return tuple(
+            sorted({label for row in self.rows if split is None or row.split == split for label in row.labels})
+        )
+
+
+def read_table(file: Path) -> Table:
+    """Reads a CSV file. Paths in it that are not absolute start from its own folder.
+
+    Raises:
+        ValueError: If it is not of that form, or says two things of one image.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            columns = [name.strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            label_column = _label_column(columns, file)
+            rows = [_row(record, label_column, file, reader.line_num) for record in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read as a CSV file ({error}): {FORM}") from error
+    if not rows:
+        raise ValueError(f"{file} holds a header and no images: {FORM}")
+    _check_once(rows, file)
+    check_classes(sorted({label for row in rows for label in row.labels}), str(file))
+    return Table(rows=tuple(rows), multi_label=label_column == "labels", has_splits="split" in columns)
+
+
+def write_table(file: Path, parts: Iterable[tuple[str, LabelledImages]]) -> None:
+    """Writes images and the parts of the data that they belong to; `read_table` reads it from anywhere."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        parts = list(parts)
+        writer.writerow(("path", "labels" if parts[0][1].multi_label else "label", "split"))
+        for split, images in parts:
+            for path, labels in zip(images.paths, images.labels, strict=True):
+                writer.writerow((path.absolute(), SEPARATORS[0].join(images.classes[label] for label in labels), split))
+
+
+def _label_column(columns: Sequence[str], file: Path) -> str:
+    found = [name for name in ("label", "labels") if name in columns]
+    if "path" not in columns or len(found) != 1:
+        raise ValueError(f"{file} has the columns {', '.join(columns) or '(none)'}: {FORM}")
+    return found[0]
+
+
+def _row(record: dict[str, str | None], label_column: str, file: Path, line: int) -> Row:
+    def value(column: str) -> str:
+        return (record.get(column) or "").strip()
+
+    if not value("path"):
+        raise ValueError(f"{file}, line {line}, has no path: {FORM}")
+    text = normal_name(value(label_column))
+    labels: tuple[str, ...] = (text,)
+    if label_column == "labels":
+        for separator in SEPARATORS[1:]:
+            text = text.replace(separator, SEPARATORS[0])
+        labels = tuple(dict.fromkeys(part.strip() for part in text.split(SEPARATORS[0]) if part.strip()))
+    elif not text:
+        raise ValueError(f"{file}, line {line}: {value('path')} has no label: give it one, or remove the line")
+    split = value("split").lower() or None
+    if "split" in record and split not in SPLITS:
+        raise ValueError(f"{file}, line {line}: split is {value('split')!r}; it must be one of {', '.join(SPLITS)}")
+    return Row(path=file.parent / value("path"), labels=labels, split=split)
+
+
+def _check_once(rows: Sequence[Row], file: Path) -> None:
+    seen: set[Path] = set()
+    for row in rows:
+        if row.path in seen:
+            raise ValueError(f"{file} names {row.path} twice: keep one of the lines")
+        seen.add(row.path)

@@ -1,0 +1,72 @@
+"""Labelled images: files, and the classes that they belong to."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Image files and the classes that they belong to.
+
+    Args:
+        paths: The files.
+        labels: For each file the positions of its classes in `classes`; a single one, unless `multi_label`.
+        classes: Names of the classes.
+        multi_label: Whether an image may have any number of labels.
+    """
+
+    paths: tuple[Path, ...]
+    labels: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...]
+    multi_label: bool = False
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def targets(self) -> Tensor:
+        """(n,), the class of each image; with several labels (n, classes), 1 for each label, in float32."""
+        if not self.multi_label:
+            return torch.tensor([label for (label,) in self.labels], dtype=torch.int64)
+        targets = torch.zeros(len(self), len(self.classes))
+        for row, labels in enumerate(self.labels):
+            targets[row, list(labels)] = 1.0
+        return targets
+
+    def select(self, positions: Sequence[int]) -> LabelledImages:
+        """Some of the images, under the same classes."""
+        return LabelledImages(
+            paths=tuple(self.paths[position] for position in positions),
+            labels=tuple(self.labels[position] for position in positions),
+            classes=self.classes,
+            multi_label=self.multi_label,
+        )
+
+    def counts(self) -> dict[str, int]:
+        """For each class the number of its images."""
+        counted = Counter(label for labels in self.labels for label in labels)
+        return {name: counted[index] for index, name in enumerate(self.classes)}
+
+
+def normal_name(name: str) -> str:
+    """A class name in Unicode's composed form, which is what people type; some file systems store another."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_classes(classes: Iterable[str], where: str) -> None:
+    """Raises a ValueError if two names of classes differ in nothing but case."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"{where} holds the classes {other!r} and {name!r}, which differ only in case and are one folder on"
+                " many machines: merge them, or rename one"
+            )

@@ -1,0 +1,174 @@
+"""All that is settled before the first step of a run: the images, the options, the network, the batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from scalablevit.benchmarking.cost import count_macs, count_parameters
+from scalablevit.classification.augmentation import Augmentation
+from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.data import (
+    DecodedImages,
+    EpochSampler,
+    EvaluationSet,
+    TrainingSet,
+    UnreadableImages,
+    collate,
+)
+from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.initial_weights import InitialWeights, build_from, load_into, read_initial_weights
+from scalablevit.classification.planning import Choice, Plan, count_steps, decide, estimate_memory_mb, survey
+from scalablevit.classification.sources import TrainingData, find_training_data
+from scalablevit.preprocessing import Preprocessing, measure_preprocessing
+from scalablevit.scalable_vit import ScalableViT
+from scalablevit.variants import VARIANTS
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """A run before its first step.
+
+    Args:
+        data: The images.
+        config: The options, filled in.
+        choices: What was filled in, and why.
+        preprocessing: What is done to images outside training.
+        initial: The weights that training starts from; None: from scratch.
+        unreadable: Where images are noted that cannot be read.
+
+    Attributes:
+        notes: What else there is to know, as lines.
+    """
+
+    data: TrainingData
+    config: TrainConfig
+    choices: list[Choice]
+    preprocessing: Preprocessing
+    initial: InitialWeights | None
+    unreadable: UnreadableImages
+    notes: list[str] = field(default_factory=list)
+
+    def build_model(self) -> ScalableViT:
+        """The model as it is before the first step; the seed, and the weights it starts from, say its values."""
+        torch.manual_seed(self.config.seed)
+        classes, config = self.data.training.classes, self.config
+        assert config.channels is not None
+        if self.initial is None:
+            assert config.model is not None
+            return VARIANTS[config.model].build(len(classes), channels=config.channels, drop_path=config.drop_path)
+        if config.model is None:
+            model = build_from(self.initial, classes, config.channels, drop_path=config.drop_path)
+        else:
+            model = VARIANTS[config.model].build(len(classes), channels=config.channels, drop_path=config.drop_path)
+        self.notes += load_into(model, self.initial, classes)
+        return model
+
+    @cached_property
+    def loaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """Batches to train on, and to validate on. Images that are kept in memory are decoded when this is first read.
+
+        Raises:
+            ValueError: If more images than the options allow are known to be unreadable.
+        """
+        config, preprocessing, data = self.config, self.preprocessing, self.data
+        assert config.workers is not None
+        assert config.batch_size is not None
+        train_images, val_images = (self._decode(images) for images in (data.training, data.validation))
+        common: dict[str, Any] = {
+            "num_workers": config.workers,
+            "persistent_workers": config.workers > 0,
+            "collate_fn": collate,
+        }
+        train_loader = DataLoader(
+            TrainingSet(train_images, data.training, self._augmentation(), seed=config.seed),
+            config.batch_size,
+            sampler=EpochSampler(len(data.training), seed=config.seed),
+            # A last, smaller batch would weigh its images more than others; each epoch leaves out other images.
+            drop_last=len(data.training) >= config.batch_size,
+            **common,
+        )
+        val_set = EvaluationSet(val_images, data.validation, preprocessing)
+        return train_loader, DataLoader(val_set, max(config.batch_size, 256), **common)
+
+    def plan(self) -> Plan:
+        """What the run will do and need."""
+        assert self.config.size is not None
+        model = self.build_model()
+        return Plan(
+            training=self.data.training.counts(),
+            validation=self.data.validation.counts(),
+            config=self.config,
+            choices=tuple(self.choices),
+            notes=tuple(self.notes),
+            steps=count_steps(len(self.data.training), self.config),
+            parameters=count_parameters(model),
+            macs=count_macs(model, *self.config.size),
+            memory_mb=estimate_memory_mb(model, self.config),
+        )
+
+    def _decode(self, images: LabelledImages) -> DecodedImages:
+        decoded = DecodedImages(images.paths, self.preprocessing.channels, limit_mb=self.config.memory_mb)
+        self.unreadable.add(decoded.unreadable)
+        return decoded
+
+    def _augmentation(self) -> Augmentation:
+        config = self.config
+        assert config.random_crop is not None
+        return Augmentation(
+            preprocessing=self.preprocessing,
+            random_crop=config.random_crop,
+            padding=config.padding or 0,
+            smallest_area=config.smallest_area,
+            flip=config.flip,
+            erasing=config.erasing,
+        )
+
+
+def prepare(data: str | Path, config: TrainConfig) -> Prepared:
+    """Finds the images, fills in the options, and reads the weights to start from.
+
+    Raises:
+        ValueError: If the data are not as they must be, or the weights are none that can be started from.
+    """
+    initial = None
+    if config.weights is not None:
+        initial = read_initial_weights(config.weights, heads=config.heads, window_size=config.window_size)
+    elif config.heads is not None or config.window_size is not None:
+        raise ValueError("heads and window_size are facts of the weights that training starts from: give --weights")
+    found = find_training_data(data, seed=config.seed, val_fraction=config.val_fraction)
+    seen = survey(found.training.paths)
+    config, choices = decide(config, seen, found.training)
+    assert config.size is not None
+    preprocessing = measure_preprocessing(seen.paths, size=config.size, channels=config.channels)
+    if initial is not None and initial.normalisation and len(initial.normalisation[0]) == config.channels:
+        mean, std = initial.normalisation
+        preprocessing = replace(preprocessing, mean=mean, std=std)
+    total = len(found.training) + len(found.validation)
+    return Prepared(
+        data=found,
+        config=config,
+        choices=choices,
+        preprocessing=preprocessing,
+        initial=initial,
+        unreadable=UnreadableImages(total, config.max_unreadable),
+        notes=_notes(found),
+    )
+
+
+def _notes(data: TrainingData) -> list[str]:
+    notes = []
+    if data.drawn:
+        count, total = len(data.validation), len(data.training) + len(data.validation)
+        notes.append(
+            f"{count} of {total} images were drawn for validation, the same part of each class; split.csv lists them"
+        )
+    missing = [name for name, images in data.validation.counts().items() if not images]
+    if missing:
+        notes.append(f"no validation images of {', '.join(missing)}: how well they are known will not be measured")
+    return notes

@@ -1,0 +1,128 @@
+"""What a user names as data: a folder, a CSV file, or the embedded sample; and the images that it means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalablevit.classification.class_folders import LAYOUT, class_folders, images_in_class_folders
+from scalablevit.classification.csv_files import read_table
+from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.splitting import split_images
+
+SAMPLE = "sample"
+FORMS = (
+    "a folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file with the columns path, label"
+    " and optionally split, or 'sample' for the embedded images"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Images to train on and to validate with, under the same classes.
+
+    Args:
+        training: The images to train on.
+        validation: The images to validate with.
+        drawn: Whether the two were drawn at random here, and not told apart by the user.
+    """
+
+    training: LabelledImages
+    validation: LabelledImages
+    drawn: bool
+
+
+def locate(data: str | Path) -> Path:
+    """The folder or file that `data` means: a path, or ``"sample"`` for the embedded images (``"./sample"`` is a path).
+
+    Raises:
+        ValueError: If there is no such folder or CSV file.
+    """
+    if data == SAMPLE:
+        from scalablevit.sample import sample_folder
+
+        return sample_folder()
+    path = Path(data)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: give {FORMS}")
+    if path.is_file() and path.suffix.lower() != ".csv":
+        raise ValueError(f"{path} is a file, but no CSV file: give {FORMS}")
+    return path
+
+
+def find_training_data(data: str | Path, *, seed: int, val_fraction: float) -> TrainingData:
+    """The images to train on and to validate with.
+
+    Args:
+        data: See `FORMS`.
+        seed: Where the data do not tell validation images apart, they are drawn, and this says which.
+        val_fraction: Then, the fraction of each class that is drawn.
+
+    Raises:
+        ValueError: If the data are not of one of the forms, or hold fewer than two classes.
+    """
+    path = locate(data)
+    found = _from_table(path) if path.is_file() else _from_folders(path)
+    classes = found.classes if isinstance(found, LabelledImages) else found[0].classes
+    if len(classes) < 2 and not _is_multi_label(found):
+        raise ValueError(f"{path} holds one class, {classes[0]!r}: classification needs at least two")
+    if isinstance(found, LabelledImages):
+        training, validation = split_images(found, seed=seed, fraction=val_fraction)
+        return TrainingData(training=training, validation=validation, drawn=True)
+    return TrainingData(training=found[0], validation=found[1], drawn=False)
+
+
+def find_evaluation_data(
+    data: str | Path, classes: Sequence[str], *, multi_label: bool = False, split: str | None = None
+) -> LabelledImages:
+    """The images to evaluate a model with these classes on.
+
+    Args:
+        data: See `FORMS`.
+        classes: The classes of the model, in the order of its logits.
+        multi_label: Whether the model gives any number of labels to an image.
+        split: ``"train"``, ``"val"`` or ``"test"``; None: val where the data are told apart, else all images.
+
+    Raises:
+        ValueError: If the data are not of one of the forms, or hold a class that is not among `classes`.
+    """
+    path = locate(data)
+    if path.is_file():
+        table = read_table(path)
+        if table.multi_label != multi_label:
+            wanted, column = ("any number of labels", "labels") if multi_label else ("one label", "label")
+            raise ValueError(f"the model gives {wanted} to an image: {path} must have a column {column}")
+        return table.images(split or ("val" if table.has_splits else None), classes, str(path))
+    if multi_label:
+        raise ValueError(f"the model gives any number of labels to an image, which {path} cannot say: give a CSV file")
+    folder = path / (split or "val")
+    if folder.is_dir():
+        return images_in_class_folders(folder, classes)
+    if split is not None:
+        raise ValueError(f"{path} holds no folder {split}/: leave --split out to use all of it")
+    return images_in_class_folders(path, classes)
+
+
+def _from_folders(folder: Path) -> LabelledImages | tuple[LabelledImages, LabelledImages]:
+    names = {entry.name for entry in class_folders(folder)}
+    if "train" not in names and "val" not in names:
+        return images_in_class_folders(folder)
+    for split in ("train", "val"):
+        if split not in names:
+            raise ValueError(f"{folder} holds no folder {split}/: {LAYOUT}, below train/ and below val/")
+    training = images_in_class_folders(folder / "train")
+    return training, images_in_class_folders(folder / "val", training.classes)
+
+
+def _from_table(file: Path) -> LabelledImages | tuple[LabelledImages, LabelledImages]:
+    table = read_table(file)
+    if not table.has_splits:
+        return table.images(None, table.classes(None), str(file))
+    classes = table.classes("train")
+    training = table.images("train", classes, str(file))
+    return training, table.images("val", classes, str(file))
+
+
+def _is_multi_label(found: LabelledImages | tuple[LabelledImages, LabelledImages]) -> bool:
+    return found.multi_label if isinstance(found, LabelledImages) else found[0].multi_label

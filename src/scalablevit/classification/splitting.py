@@ -1,0 +1,44 @@
+"""Telling validation images apart where the user has not."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.randomness import Purpose, generator
+
+
+def split_images(images: LabelledImages, *, seed: int, fraction: float) -> tuple[LabelledImages, LabelledImages]:
+    """Draws validation images, the same fraction of each class (of each combination of labels), at least one of each.
+
+    Of a class with a single image none is drawn.
+
+    Args:
+        images: All images.
+        seed: Says which are drawn.
+        fraction: How many of a class, above 0 and below 1.
+
+    Returns:
+        The rest, to train on, and the drawn images, both in their old order.
+
+    Raises:
+        ValueError: If nothing can be drawn, since each class has a single image.
+    """
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for position, labels in enumerate(images.labels):
+        groups[tuple(sorted(labels))].append(position)
+    random = generator(Purpose.SPLIT, seed)
+    drawn: set[int] = set()
+    for _, members in sorted(groups.items()):
+        if len(members) > 1:
+            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+            drawn.update(members[index] for index in random.permutation(len(members))[:count].tolist())
+    if not drawn:
+        raise ValueError(
+            "each class has a single image, so that none can be kept for validation: add images, or put validation"
+            " images into a folder val/ beside train/"
+        )
+    return (
+        images.select([position for position in range(len(images)) if position not in drawn]),
+        images.select(sorted(drawn)),
+    )

@@ -1,0 +1,87 @@
+"""What is chosen from the images, and what a run is said to need."""
+
+import pytest
+import torch
+
+from scalablevit import scalablevit_nano
+from scalablevit.benchmarking.cost import count_parameters
+from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.planning import Survey, count_steps, decide, estimate_memory_mb, survey
+from scalablevit.classification.preparation import prepare
+
+
+def images(count):
+    return LabelledImages(paths=("x",) * count, labels=((0,),) * count, classes=("a", "b"))
+
+
+def decided(count=6000, side=28, colour=False, **options):
+    seen = Survey(paths=(), shorter_side=side, in_colour=colour)
+    config, choices = decide(TrainConfig(**options), seen, images(count))
+    return config, {choice.name: choice for choice in choices}
+
+
+def test_small_grey_images():
+    config, choices = decided()
+    assert (config.model, config.size, config.channels) == ("scalablevit_nano", (28, 28), 1)
+    assert (config.epochs, config.batch_size, config.warmup_epochs) == (9, 64, 1.0)
+    assert (config.random_crop, config.padding, config.workers) == ("pad", 1, 0)
+    assert config.learning_rate == 5e-3
+    assert str(choices["epochs"]) == "epochs 9: 6000 images to train on"
+    assert str(choices["size"]) == "size 28x28: the images' shorter sides have a median of 28 pixels"
+
+
+def test_photographs():
+    config, choices = decided(300, side=480, colour=True)
+    assert (config.model, config.size, config.channels) == ("scalablevit_tiny", (224, 224), 3)
+    assert (config.epochs, config.batch_size, config.warmup_epochs) == (100, 18, 5.0)
+    assert config.random_crop == "resize"
+    assert config.workers > 0
+    assert decided(side=150)[0].size == (128, 128)
+    assert "costs much" in str(choices["size"])
+
+
+def test_what_is_given_is_kept():
+    options = {"size": (30, 40), "epochs": 2, "batch_size": 7, "model": "scalablevit_small", "warmup_epochs": 0.5}
+    config, choices = decided(**options)
+    assert {name: getattr(config, name) for name in options} == options
+    assert not choices.keys() & options.keys()
+
+
+def test_from_weights_the_network_is_theirs_and_the_steps_are_smaller():
+    config, choices = decided(weights="somewhere", optimizer="adamw")
+    assert config.model is None
+    assert config.learning_rate == pytest.approx(2e-4)
+    assert config.epochs == 5
+    assert "model" not in choices
+
+
+def test_a_survey_looks_at_some_and_passes_over_the_unreadable(data, tmp_path):
+    paths = sorted((data / "train").glob("*/*.png"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(paths[0].read_bytes()[:50])
+    seen = survey([broken, *paths[:9]], sample=5)
+    assert seen.paths == (paths[1], paths[3], paths[5], paths[7])
+    assert (seen.shorter_side, seen.in_colour) == (8, False)
+    with pytest.raises(ValueError, match=r"none of the images .*broken\.png"):
+        survey([broken])
+
+
+def test_memory_grows_with_the_batch_and_holds_the_weights():
+    model = scalablevit_nano(3, channels=1)
+    small, large = (
+        estimate_memory_mb(model, TrainConfig(size=(16, 16), batch_size=size, optimizer="adamw")) for size in (2, 4)
+    )
+    weights = 16 * count_parameters(model) / 1e6
+    assert large - weights == pytest.approx(2 * (small - weights), rel=1e-6)
+    assert small > weights
+
+
+def test_a_plan_says_what_will_be_trained(data):
+    plan = prepare(data, TrainConfig(epochs=2, batch_size=16)).plan()
+    assert plan.training == {"above": 16, "below": 16, "dark": 16}
+    assert plan.validation == {"above": 6, "below": 6, "dark": 6}
+    assert plan.steps == count_steps(48, plan.config) == 6
+    assert plan.parameters == count_parameters(scalablevit_nano(3, channels=1))
+    assert plan.memory_mb > 10
+    assert torch.tensor(plan.macs) > 0

@@ -1,0 +1,103 @@
+"""Runs that are interrupted, and go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import pytorch_lightning as pl
+import safetensors.torch
+import torch
+
+from scalablevit.classification.run_folder import RunFolder
+from scalablevit.classification.training import train
+
+from .conftest import TINY
+
+OPTIONS = {**TINY, "epochs": 4, "drop_path": 0.2, "mixup": 0.4, "ema": 0.8}
+
+
+class Interrupting(pl.Callback):
+    """Presses Ctrl-C in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch + 1 == self.epoch and batch_idx == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    return train(data, tmp_path_factory.mktemp("whole") / "run", **OPTIONS)
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_what_was_interrupted_ends_as_if_it_had_not_been(whole, data, tmp_path, epoch):
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", **OPTIONS, callbacks=[Interrupting(epoch)])
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    result = train(out=tmp_path / "run", resume=True)
+    first, second = (safetensors.torch.load_file(each.run / "model.safetensors") for each in (whole, result))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert result.scores.top1 == whole.scores.top1
+    rows = RunFolder(result.run).read_metrics()
+    assert [row.epoch for row in rows] == [1, 2, 3, 4]
+    before = RunFolder(whole.run).read_metrics()
+    assert [row.train_loss for row in rows] == [row.train_loss for row in before]
+    assert result.best_epoch == whole.best_epoch
+
+
+def test_a_drawn_split_stays_as_it_was(data, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(data / "train", tmp_path / "run", **OPTIONS, callbacks=[Interrupting(2)])
+    split = RunFolder(tmp_path / "run").split_file.read_text()
+    assert split.count(",val\n") == 9  # a fifth of 16 is 3, of three classes
+    result = train(out=tmp_path / "run", resume=True)
+    assert RunFolder(result.run).split_file.read_text() == split
+    assert result.scores.images == 9
+
+
+def test_a_finished_run_stays_what_it_is(whole):
+    before = safetensors.torch.load_file(whole.run / "model.safetensors")
+    result = train(out=whole.run, resume=True)
+    after = safetensors.torch.load_file(result.run / "model.safetensors")
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert result.epochs == 4
+
+
+def test_other_data_and_options_are_refused(whole, data, tmp_path):
+    with pytest.raises(ValueError, match=r"but the run in .* is on .*: leave data out"):
+        train(data / "train", whole.run, resume=True)
+    with pytest.raises(
+        ValueError, match=r"epochs is 9, but the run in .* has 4: a run is resumed with its own options"
+    ):
+        train(out=whole.run, resume=True, epochs=9)
+    with pytest.raises(ValueError, match="nowhere is not a run folder"):
+        train(out=tmp_path / "nowhere", resume=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_line(data, tmp_path):
+    call = "from scalablevit.cli import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", call, "train", str(data), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--epochs=500", "--batch-size=16"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    folder = RunFolder(tmp_path / "run")
+    for _ in range(600):
+        if folder.last_checkpoint.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert lines == [f"To go on: scalablevit train --resume --out {tmp_path / 'run'}", "scalablevit: interrupted"]
