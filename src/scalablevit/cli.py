@@ -20,7 +20,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 from scalablevit import __version__
 from scalablevit.classification.configuration import TrainConfig
-from scalablevit.classification.scores import AnyResult, MultiLabelResult
 from scalablevit.extras import MissingExtraError
 
 DATA_HELP = (
@@ -149,7 +148,7 @@ def _train(arguments: Namespace) -> None:
     if data is None and not arguments.resume:
         raise ValueError(f"data is not given: name it after 'train'. {DATA_HELP}")
     if arguments.dry_run:
-        _print_plan(data, arguments.out, options)
+        _plan(arguments, options)
         return
     from scalablevit.classification.progress import ProgressDisplay
     from scalablevit.classification.training import train
@@ -172,32 +171,16 @@ def _train(arguments: Namespace) -> None:
     )
 
 
-def _print_plan(data: Any, out: str, options: dict[str, Any]) -> None:
-    from rich.table import Table
-
+def _plan(arguments: Namespace, options: dict[str, Any]) -> None:
     from scalablevit.classification.preparation import prepare
     from scalablevit.classification.run_folder import RunFolder
+    from scalablevit.display import show_plan
 
-    plan = prepare(data, TrainConfig(**options)).plan()
-    table = Table("class", "train", "val", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, count in plan.training.items():
-        table.add_row(name, str(count), str(plan.validation[name]))
-    _console().print(table)
-    for line in (*plan.notes, *map(str, plan.choices)):
-        print(line)
-    config = plan.config
+    show_plan(prepare(arguments.data, TrainConfig(**options)).plan())
+    is_taken = RunFolder(Path(arguments.out)).is_run_folder()
     print(
-        f"{sum(plan.training.values())} labels to train on, {sum(plan.validation.values())} to validate with;"
-        f" {config.epochs} epochs of {plan.steps // (config.epochs or 1)} steps of {config.batch_size} images"
+        f"nothing was trained; the run would go to {arguments.out}{', which holds an earlier run' if is_taken else ''}"
     )
-    print(
-        f"{plan.parameters / 1e6:.2f} M parameters, {plan.macs / 1e9:.3f} GMACs per image; about"
-        f" {plan.memory_mb:.0f} MB of memory for a step, in float32"
-    )
-    is_free = not Path(out).exists() or not RunFolder(Path(out)).is_run_folder()
-    print(f"nothing was trained; the run would go to {out}{'' if is_free else ', which holds an earlier run'}")
 
 
 def _add_evaluate_arguments(parser: ArgumentParser) -> None:
@@ -213,30 +196,16 @@ def _add_evaluate_arguments(parser: ArgumentParser) -> None:
 
 def _evaluate(arguments: Namespace) -> None:
     from scalablevit.classification.evaluation import evaluate
+    from scalablevit.display import show_scores
 
     names = ("split", "batch_size", "workers", "device", "max_unreadable")
     result = evaluate(arguments.run, arguments.data, **{name: arguments[name] for name in names})
     if arguments.json:
         print(json.dumps(asdict(result), ensure_ascii=False))
         return
-    _console().print(_scores_table(result))
-    print(result.headline())
+    show_scores(result)
     for path, reason in result.skipped.items():
         print(f"skipped: {path} {reason}", file=sys.stderr)
-
-
-def _scores_table(result: AnyResult) -> Any:
-    from rich.table import Table
-
-    columns = {"precision, %": result.precision, "recall, %": result.recall}
-    if isinstance(result, MultiLabelResult):
-        columns = {"average precision, %": result.average_precision, **columns}
-    table = Table("class", *columns, box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name in sorted({*result.recall, *result.precision}):
-        table.add_row(name, *(f"{values[name]:.1f}" if name in values else "-" for values in columns.values()))
-    return table
 
 
 def _add_predict_arguments(parser: ArgumentParser) -> None:
@@ -273,41 +242,15 @@ def _add_check_arguments(parser: ArgumentParser) -> None:
 
 
 def _check(arguments: Namespace) -> int:
-    from rich.table import Table
-
     from scalablevit.classification.checking import check
+    from scalablevit.display import show_check
 
     result = check(arguments.data, seed=arguments.seed, val_fraction=arguments.val_fraction)
     problems = result.problems()
     if arguments.json:
         print(json.dumps({**asdict(result), "problems": problems}, ensure_ascii=False))
-        return 1 if problems else 0
-    table = Table("class", "train", "val", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, count in result.counts["train"].items():
-        table.add_row(name, str(count), str(result.counts["val"][name]))
-    _console().print(table)
-    sizes = (f"{height}x{width}" for height, width in (result.smallest, result.median, result.largest))
-    print(
-        "{} images, {} of them grey; height x width from {}, median {}, to {}".format(
-            result.images, result.grey, *sizes
-        )
-    )
-    for path, reason in result.unreadable.items():
-        print(f"unreadable: {path} {reason}")
-    for title, groups in (
-        ("in train and val", result.shared),
-        ("labelled differently", result.conflicting),
-        ("repeated", result.repeated),
-    ):
-        for group in groups:
-            print(f"{title}: {', '.join(group)}")
-    if result.ignored:
-        print(f"ignored, no images by their names: {len(result.ignored)} files, for example {result.ignored[0]}")
-    for problem in problems:
-        print(f"problem: {problem}")
-    print("all is well" if not problems else f"{len(problems)} problems")
+    else:
+        show_check(result)
     return 1 if problems else 0
 
 
@@ -316,34 +259,9 @@ def _add_device_argument(parser: ArgumentParser) -> None:
 
 
 def _models(arguments: Namespace) -> None:
-    from rich.table import Table
+    from scalablevit.display import show_models
 
-    from scalablevit.benchmarking.cost import count_macs, count_parameters
-    from scalablevit.variants import VARIANTS
-
-    table = Table("name", "parameters, M", "GMACs at 224 px", "ImageNet-1k top-1, % (published)", "source", box=None)
-    for column in table.columns[1:4]:
-        column.justify = "right"
-    for variant in VARIANTS.values():
-        model = variant.build(device="meta")
-        published = variant.published
-        table.add_row(
-            variant.name,
-            f"{count_parameters(model) / 1e6:.2f}",
-            f"{count_macs(model, 224, 224) / 1e9:.2f}",
-            f"{published.top1:.1f}" if published else "-",
-            published.source if published else "this project's own; not published",
-        )
-    _console().print(table)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # in a file or a pipe nothing is to be wrapped
-    return console
+    show_models()
 
 
 VERBS: dict[str, Verb] = {

@@ -1,0 +1,104 @@
+"""What the command prints of plans, scores, data sets and models: tables, and lines below them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from scalablevit.benchmarking.cost import count_macs, count_parameters
+from scalablevit.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from scalablevit.classification.checking import CheckResult
+    from scalablevit.classification.planning import Plan
+    from scalablevit.classification.scores import AnyResult
+
+
+def show_plan(plan: Plan) -> None:
+    """What a run would do and need."""
+    _print(_counts(plan.training, plan.validation), *plan.notes, *map(str, plan.choices))
+    config, images = plan.config, sum(plan.training.values())
+    _print(
+        f"{images} labels to train on, {sum(plan.validation.values())} to validate with; {config.epochs} epochs of"
+        f" {plan.steps // (config.epochs or 1)} steps of {config.batch_size} images",
+        f"{plan.parameters / 1e6:.2f} M parameters, {plan.macs / 1e9:.3f} GMACs per image; about {plan.memory_mb:.0f}"
+        " MB of memory for a step, in float32",
+    )
+
+
+def show_scores(result: AnyResult) -> None:
+    """How right a model is, class by class and in all."""
+    columns = {"precision, %": result.precision, "recall, %": result.recall}
+    if not hasattr(result, "top1"):
+        columns = {"average precision, %": result.average_precision, **columns}
+    table = _table("class", *columns)
+    for name in sorted({*result.recall, *result.precision}):
+        table.add_row(name, *(f"{values[name]:.1f}" if name in values else "-" for values in columns.values()))
+    _print(table, result.headline())
+
+
+def show_check(result: CheckResult) -> None:
+    """What is in a data set, and what is wrong with it."""
+    smallest, median, largest = (
+        f"{height}x{width}" for height, width in (result.smallest, result.median, result.largest)
+    )
+    _print(
+        _counts(result.counts["train"], result.counts["val"]),
+        f"{result.images} images, {result.grey} of them grey; height x width from {smallest}, median {median}, to"
+        f" {largest}",
+        *(f"unreadable: {path} {reason}" for path, reason in result.unreadable.items()),
+    )
+    for title, groups in (
+        ("in train and val", result.shared),
+        ("labelled differently", result.conflicting),
+        ("repeated", result.repeated),
+    ):
+        _print(*(f"{title}: {', '.join(group)}" for group in groups))
+    if result.ignored:
+        _print(f"ignored, no images by their names: {len(result.ignored)} files, for example {result.ignored[0]}")
+    problems = result.problems()
+    _print(*(f"problem: {problem}" for problem in problems), "all is well" if not problems else "")
+
+
+def show_models() -> None:
+    """The networks."""
+    table = _table("name", "parameters, M", "GMACs at 224 px", "ImageNet-1k top-1, % (published)", "source")
+    table.columns[4].justify = "left"
+    for variant in VARIANTS.values():
+        model = variant.build(device="meta")
+        published = variant.published
+        table.add_row(
+            variant.name,
+            f"{count_parameters(model) / 1e6:.2f}",
+            f"{count_macs(model, 224, 224) / 1e9:.2f}",
+            f"{published.top1:.1f}" if published else "-",
+            published.source if published else "this project's own; not published",
+        )
+    _print(table)
+
+
+def _counts(training: Mapping[str, int], validation: Mapping[str, int]) -> Table:
+    table = _table("class", "train", "val")
+    for name, count in training.items():
+        table.add_row(name, str(count), str(validation[name]))
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    """A table without lines, of which all columns but the first hold numbers."""
+    table = Table(first, *others, box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _print(*parts: str | Table) -> None:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 200  # in a file or a pipe nothing is to be wrapped
+    for part in parts:
+        if part:
+            console.print(part, soft_wrap=isinstance(part, str))
