@@ -15,7 +15,8 @@ def is_exporting() -> bool:
     if torch.jit.is_scripting():
         return False
     else:
-        return torch.compiler.is_exporting()
+        # The flag behind torch.compiler.is_exporting(), which torch.compile of PyTorch 2.10 takes for true.
+        return torch.compiler._is_exporting_flag
 
 
 def is_traced() -> bool:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.dot_product import attend, laid_out, merge_heads, split_heads
+from scalablevit.dot_product import attend, is_exporting, laid_out, merge_heads, split_heads
 
 
 def window_attention(
@@ -40,7 +40,7 @@ def window_attention(
         return _attend_in_windows_traced(query_key, value, heads, window_size, scale, dropout)
     else:
         body = _attend_in_windows
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if torch.jit.is_tracing() or is_exporting():
             body = _attend_in_windows_traced
         elif torch.compiler.is_compiling():
             if dropout == 0.0:

@@ -30,6 +30,14 @@ class Interrupting(pl.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C as it is in a terminal; a job in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     return train(data, tmp_path_factory.mktemp("whole") / "run", **OPTIONS)
@@ -84,7 +92,10 @@ def test_other_data_and_options_are_refused(whole, data, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_on_the_command_line(data, tmp_path):
-    call = "from scalablevit.cli import main; raise SystemExit(main())"
+    call = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " from scalablevit.cli import main; raise SystemExit(main())"
+    )
     command = [sys.executable, "-c", call, "train", str(data), "--out", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
