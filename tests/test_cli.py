@@ -1,6 +1,7 @@
 """The command line: what it prints, what it needs, and one line for each mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -108,9 +109,27 @@ def test_evaluates(run, data, capsys):
     (run / "evaluate.json").unlink()
     assert main(["evaluate", str(run), str(data)]) == 0
     result = json.loads((run / "evaluate.json").read_text())
-    lines = capsys.readouterr().out.splitlines()
+    *lines, report = capsys.readouterr().out.splitlines()
+    assert report == f"Report: {run / 'report' / 'index.html'}"
     assert lines[-1].startswith(f"top-1 {result['top1']:.1f} %, top-5 100.0 %, loss {result['loss']:.4f}, calibration")
     assert [line.split()[0] for line in lines[:-1]] == ["class", "above", "below", "dark"]
+
+
+def test_without_a_verb_there_is_help(capsys):
+    assert main([]) == 2
+    assert "Train a model on a folder of images." in capsys.readouterr().err
+
+
+def test_images_that_were_trained_on_are_told(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", str(data / "train"), "--out", str(out), *OPTIONS]) == 0
+    assert main(["evaluate", str(out), str(data / "train")]) == 0  # its own: those that were drawn
+    assert "warning" not in capsys.readouterr().err
+    shutil.copytree(data / "train", tmp_path / "copy")
+    assert main(["evaluate", str(out), str(tmp_path / "copy")]) == 0
+    captured = capsys.readouterr()
+    assert "by their names, 18 of the 24 images are among those that the run was trained on" in captured.err
+    assert f"Report: {out / 'evaluations' / 'copy' / 'report' / 'index.html'}" in captured.out
 
 
 def test_predicts(run, data, capsys):
@@ -150,7 +169,18 @@ def test_each_mistake_is_one_line(run, data, tmp_path, capsys):
     assert "holds no config.json" in refusal(capsys, "evaluate", data, data)
     assert "device is 'abacus'" in refusal(capsys, "predict", run, "x.png", "--device", "abacus")
     assert "invalid choice: 'trian'" in refusal(capsys, "trian")
-    assert "verb" in refusal(capsys)
+    assert "epochs is 'many'; it must be a whole number" in refusal(
+        capsys, "train", data, "--out", out, "--epochs", "many"
+    )
+    assert "one of muon, adamw (did you mean adamw?)" in refusal(
+        capsys, "train", data, "--out", out, "--optimizer=adam"
+    )
+    assert "did you mean --learning_rate?" in refusal(capsys, "train", data, "--out", out, "--lr", "1")
+    assert "are required: --out" in refusal(capsys, "train", data)
+    assert "leave --dry-run" in refusal(capsys, "train", "--resume", "--dry-run", "--out", run)
+    near = refusal(capsys, "train", str(data)[:-1] + "x", "--out", out)
+    assert f"did you mean {data}?" in near
+    assert "max_unreadable is -1.0" in refusal(capsys, "evaluate", run, data, "--max-unreadable=-1")
     assert not out.exists()
 
 

@@ -84,3 +84,14 @@ def test_gradients_over_several_slices(monkeypatch):
     plain = torch.autograd.grad(ff._apply_layers(x).square().sum(), inputs)
     for one, other in zip(torch.autograd.grad(ff(x).square().sum(), inputs), plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_what_it_gives_may_be_changed_in_place_and_nothing_is_needed_of_it():
+    ff = FeedForward(4)
+    out = ff(torch.randn(1, 2, 2, 4, requires_grad=True))
+    out.mul_(2).sum().backward()
+    assert ff(torch.empty(0, 2, 2, 4)).shape == (0, 2, 2, 4)
+    assert ff.to("meta")(torch.empty(1, 2, 2, 4, device="meta")).shape == (1, 2, 2, 4)
+    ff = FeedForward(4)
+    ff.fc1.bias = None
+    assert ff(torch.randn(1, 2, 2, 4)).shape == (1, 2, 2, 4)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
 from scalablevit import __version__
-from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.augmentation import RandomCrop
+from scalablevit.classification.configuration import Optimizer, Precision, TrainConfig
 from scalablevit.extras import MissingExtraError
+from scalablevit.suggestions import nearest_name
 
 DATA_HELP = (
     "A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file with the columns path, label"
@@ -33,6 +36,7 @@ LISTS = {
     "heads": "For weights of vit-pytorch: the number of heads, one or one per stage. Default: as many as are 32 wide.",
     "window_size": "For weights of vit-pytorch: the size of the windows, one or one per stage. Default: no windows.",
 }
+SHORT = {"--lr": "--learning_rate", "--wd": "--weight_decay", "--bs": "--batch_size", "--batch": "--batch_size"}
 RUN_HELP = "A run folder, or a folder by save_model."
 
 
@@ -56,16 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     given = [with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     parser = build_parser()
+    if not given:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         arguments = parser.parse_args(given)
         return VERBS[arguments.verb].run(arguments[arguments.verb]) or 0
     except KeyboardInterrupt:
         print("scalablevit: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (argparse.ArgumentError, ValueError, OSError, MissingExtraError) as error:
         message = one_line(error)
         if isinstance(error, argparse.ArgumentError):
-            message += nearest(message, [*VERBS, *known_options(parser)])
+            message = plain(message) + nearest(message, [*VERBS, *known_options(parser)])
         print(f"scalablevit: error: {message}", file=sys.stderr)
         return 2
 
@@ -91,14 +101,34 @@ def known_options(parser: ArgumentParser) -> list[str]:
 
 def nearest(message: str, known: Sequence[str]) -> str:
     """A hint at the name that a message about an unknown one may have meant; empty if none is near."""
+    if not re.search("unrecognized|invalid choice|does not accept|not expected", message):
+        return ""
     for word in re.findall(r"--\w+|(?<=['\"])\w+(?=['\"])", message):
-        if word in known:
+        if word in known or f"--{word}" in known:
             continue
+        if word in SHORT:
+            return f": did you mean {SHORT[word]}?"
         for candidates in (known, [name.removeprefix("--") for name in known]):
             near = get_close_matches(word, candidates, n=1, cutoff=0.6)
             if near and word not in candidates:
                 return f": did you mean {near[0]}?"
     return ""
+
+
+def plain(message: str) -> str:
+    """A message of the parser in the words of those who use the command."""
+    message = re.sub(r"\b(?:train|evaluate|predict|check)\.(out)\b", r"--\1", message)
+    message = re.sub(r"\b(?:train|evaluate|predict|check)\.(\w+)", lambda match: match[1].upper(), message)
+    wrong = re.match(r'Parser key "(\w+)"(?: element \d+)?: .*(?:Given value|Got value): (.*)$', message)
+    if wrong is None:
+        return message
+    name, value = wrong.groups()
+    kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
+    kind = "whole numbers" if name in LISTS else "a whole number" if "int" in kinds.get(name, "int") else "a number"
+    allowed = {"optimizer": Optimizer, "precision": Precision, "random_crop": RandomCrop}.get(name)
+    if allowed is not None:
+        kind = f"one of {', '.join(get_args(allowed))}{nearest_name(value, get_args(allowed))}"
+    return f"{name} is {value!r}; it must be {kind}"
 
 
 def one_line(error: Exception) -> str:
@@ -144,13 +174,21 @@ def _train(arguments: Namespace) -> None:
 
     require_extra("train", "pytorch_lightning", "torchmetrics", "matplotlib")
     data = arguments.get("data")
-    options = {field.name: arguments[field.name] for field in fields(TrainConfig)}
+    usual = TrainConfig()
+    options = {
+        field.name: arguments[field.name]
+        for field in fields(TrainConfig)
+        if arguments[field.name] != getattr(usual, field.name)
+    }
     if data is None and not arguments.resume:
         raise ValueError(f"data is not given: name it after 'train'. {DATA_HELP}")
+    if arguments.resume and (arguments.dry_run or arguments.overwrite):
+        raise ValueError("--resume goes on with what is there: leave --dry-run and --overwrite out")
     if arguments.dry_run:
         _plan(arguments, options)
         return
     from scalablevit.classification.progress import ProgressDisplay
+    from scalablevit.classification.run_folder import RunFolder
     from scalablevit.classification.training import train
 
     try:
@@ -163,12 +201,16 @@ def _train(arguments: Namespace) -> None:
             **options,
         )
     except KeyboardInterrupt:
-        print(f"To go on: scalablevit train --resume --out {arguments.out}", file=sys.stderr)
+        if RunFolder(Path(arguments.out)).is_run_folder():
+            print(f"To go on: scalablevit train --resume --out {arguments.out}", file=sys.stderr)
         raise
     print(
         f"{result.run}: val {result.scores.headline()}, of epoch {result.best_epoch} of {result.epochs};"
         f" {result.seconds:.0f} s in all. Report: {result.run / 'report' / 'index.html'}"
     )
+    skipped = {**RunFolder(result.run).read_skipped(), **result.scores.skipped}
+    if skipped:
+        print(f"{len(skipped)} images could not be read and were skipped; the report lists them")
 
 
 def _plan(arguments: Namespace, options: dict[str, Any]) -> None:
@@ -195,7 +237,7 @@ def _add_evaluate_arguments(parser: ArgumentParser) -> None:
 
 
 def _evaluate(arguments: Namespace) -> None:
-    from scalablevit.classification.evaluation import evaluate
+    from scalablevit.classification.evaluation import evaluate, evaluation_folder
     from scalablevit.display import show_scores
 
     names = ("split", "batch_size", "workers", "device", "max_unreadable")
@@ -204,6 +246,13 @@ def _evaluate(arguments: Namespace) -> None:
         print(json.dumps(asdict(result), ensure_ascii=False))
         return
     show_scores(result)
+    print(f"Report: {evaluation_folder(arguments.run, arguments.data, arguments.split).report / 'index.html'}")
+    if result.trained_on:
+        print(
+            f"scalablevit: warning: by their names, {result.trained_on} of the {result.images} images are among those"
+            " that the run was trained on: the scores are too good",
+            file=sys.stderr,
+        )
     for path, reason in result.skipped.items():
         print(f"skipped: {path} {reason}", file=sys.stderr)
 

@@ -60,7 +60,9 @@ class FeedForward(nn.Module):
             return False
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
             return False
-        return is_plain(self.fc1) and is_plain(self.fc2) and x.dtype == self.fc1.weight.dtype == self.fc2.weight.dtype
+        if not (is_plain(self.fc1) and is_plain(self.fc2)) or self.fc1.bias is None or self.fc2.bias is None:
+            return False
+        return x.dtype == self.fc1.weight.dtype == self.fc2.weight.dtype
 
 
 def feed_forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
@@ -78,7 +80,8 @@ def feed_forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bia
     """
     arguments = [x, weight1, bias1, weight2, bias2]
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype == torch.float32:
+    autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocasts and x.dtype == torch.float32:
         dtype = torch.get_autocast_dtype(device)
         arguments = [tensor.to(dtype) for tensor in arguments]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments):
@@ -108,15 +111,16 @@ def _forward(
 ) -> Tensor:
     """The result; what goes into the GELU is written to `hidden`, (..., f), unless it is None."""
     rows = x.reshape(-1, x.shape[-1])
-    out = rows.new_empty(rows.shape[0], weight2.shape[0])
+    out = x.new_empty(*x.shape[:-1], weight2.shape[0])  # and no view of another: hooks may change it in place
+    out_rows = out.view(-1, weight2.shape[0])
     kept = None if hidden is None else hidden.view(-1, hidden.shape[-1])
     for part in _slices(rows, width=weight1.shape[0]):
         if kept is None:
             activated = torch.ops.aten.gelu_(_linear(rows[part], weight1, bias1, out=None))
         else:
             activated = F.gelu(_linear(rows[part], weight1, bias1, out=kept[part]))
-        _linear(activated, weight2, bias2, out=out[part])
-    return out.view(*x.shape[:-1], weight2.shape[0])
+        _linear(activated, weight2, bias2, out=out_rows[part])
+    return out
 
 
 def _gradients(

@@ -166,9 +166,13 @@ def measure_preprocessing(
         size = min(round(median(min(header.size) for header in headers)), 224)
     sides = (size, size) if isinstance(size, int) else size
     unscaled = Preprocessing(size=sides, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    # One by one: as many photographs in full size at once would fill the memory.
-    pixels = torch.stack([unscaled.load(path) for path in chosen])
-    deviation, mean = torch.std_mean(unscaled.normalise(pixels), dim=(0, 2, 3), correction=0)
+    # One by one: as many photographs at once would fill the memory.
+    sums = torch.zeros(2, channels, dtype=torch.float64)
+    for path in chosen:
+        pixels = unscaled.load(path).double().flatten(1) / 255
+        sums += torch.stack([pixels.mean(1), pixels.square().mean(1)])
+    mean, square = sums / len(chosen)
+    deviation = (square - mean.square()).clamp(min=0).sqrt()
     # A channel that never changes is not divided by zero; four digits say enough, and read better in files.
     std = tuple(round(value, 4) or 1.0 for value in deviation.tolist())
     return replace(unscaled, mean=tuple(round(value, 4) for value in mean.tolist()), std=std)

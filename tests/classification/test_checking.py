@@ -48,6 +48,21 @@ def test_each_fault_is_found(folder):
     assert [line.split()[0] for line in result.problems()] == ["1", "1", "1", "2", "no"]
 
 
+def test_an_empty_class_folder_is_one_of_the_problems(folder):
+    (folder / "train" / "new").mkdir()
+    assert check(folder).problems()[0] == "no images to train on of new: training refuses such a class"
+
+
+def test_several_labels_are_counted_by_images(folder, tmp_path):
+    lines = [f"train/dark/00{index}.png,{labels}" for index, labels in enumerate(("a;b", "a", '"b, c"', ""))]
+    (tmp_path / "set.csv").write_text(
+        "\n".join(["path,labels", *lines, "train/above/000.png,a", "train/above/001.png,b"])
+    )
+    result = check(tmp_path / "set.csv", val_fraction=0.3)
+    assert result.images == 6
+    assert any("'b, c'" in problem for problem in result.problems())
+
+
 def test_imbalance_is_told(tmp_path):
     write_images(tmp_path / "train", 20, seed=0)
     write_images(tmp_path / "val", 2, seed=1)

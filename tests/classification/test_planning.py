@@ -15,8 +15,8 @@ def images(count):
     return LabelledImages(paths=("x",) * count, labels=((0,),) * count, classes=("a", "b"))
 
 
-def decided(count=6000, side=28, colour=False, **options):
-    seen = Survey(paths=(), shorter_side=side, in_colour=colour)
+def decided(count=6000, side=28, colour=False, mb=0.0, **options):
+    seen = Survey(paths=(), shorter_side=side, in_colour=colour, decoded_mb=mb)
     config, choices = decide(TrainConfig(**options), seen, images(count))
     return config, {choice.name: choice for choice in choices}
 
@@ -26,6 +26,7 @@ def test_small_grey_images():
     assert (config.model, config.size, config.channels) == ("scalablevit_nano", (28, 28), 1)
     assert (config.epochs, config.batch_size, config.warmup_epochs) == (9, 64, 1.0)
     assert (config.random_crop, config.padding, config.workers) == ("pad", 1, 0)
+    assert decided(memory_mb=0, mb=0.1)[0].workers > 0
     assert config.learning_rate == 5e-3
     assert str(choices["epochs"]) == "epochs 9: 6000 images to train on"
     assert str(choices["size"]) == "size 28x28: the images' shorter sides have a median of 28 pixels"

@@ -1,6 +1,7 @@
 """Runs that are interrupted, and go on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 import safetensors.torch
 import torch
 
+from scalablevit.classification.fitting import read_checkpoint
 from scalablevit.classification.run_folder import RunFolder
 from scalablevit.classification.training import train
 
@@ -69,6 +71,47 @@ def test_a_drawn_split_stays_as_it_was(data, tmp_path):
     result = train(out=tmp_path / "run", resume=True)
     assert RunFolder(result.run).split_file.read_text() == split
     assert result.scores.images == 9
+
+
+def test_the_last_checkpoint_is_of_the_last_epoch(whole, data, tmp_path):
+    assert read_checkpoint(RunFolder(whole.run).last_checkpoint)["epoch"] + 1 == 4
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", **OPTIONS, callbacks=[Interrupting(4)])
+    assert read_checkpoint(RunFolder(tmp_path / "run").last_checkpoint)["epoch"] + 1 == 3
+
+
+def test_a_run_that_was_moved_keeps_its_best_epoch(whole, data, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", **OPTIONS, callbacks=[Interrupting(4)])
+    (tmp_path / "run").rename(tmp_path / "moved")
+    result = train(out=tmp_path / "moved", resume=True)
+    first, second = (safetensors.torch.load_file(each.run / "model.safetensors") for each in (whole, result))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_other_images_and_damaged_files_are_refused(data, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(data, tmp_path / "data")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "data", folder.path, **OPTIONS, callbacks=[Interrupting(2)])
+    shutil.copy(tmp_path / "data/train/dark/000.png", tmp_path / "data/train/dark/more.png")
+    with pytest.raises(ValueError, match=r"the images are not those that the run in .* began with"):
+        train(out=folder.path, resume=True)
+    (tmp_path / "data/train/dark/more.png").unlink()
+    folder.last_checkpoint.write_bytes(folder.last_checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*: start the run again with --overwrite"):
+        train(out=folder.path, resume=True)
+    folder.config_file.write_text(folder.config_file.read_text() + "colour: red\n")
+    with pytest.raises(ValueError, match="has the option colour, which there is not"):
+        train(out=folder.path, resume=True)
+
+
+def test_a_run_that_cannot_begin_leaves_nothing_and_brings_back_what_was_there(data, tmp_path):
+    before = train(data, tmp_path / "run", **{**OPTIONS, "epochs": 1})
+    with pytest.raises(ValueError, match="abacus"):
+        train(data, tmp_path / "run", **{**OPTIONS, "accelerator": "abacus"}, overwrite=True)
+    assert RunFolder(before.run).read_metrics()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_finished_run_stays_what_it_is(whole):

@@ -21,8 +21,44 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):
     ):
         RunFolder.create(tmp_path / "run", overwrite=False)
     assert folder.config_file.exists()
-    RunFolder.create(tmp_path / "run", overwrite=True)
+    again = RunFolder.create(tmp_path / "run", overwrite=True)
+    assert not again.config_file.exists()
+    assert RunFolder(again.replaced).is_run_folder()
+    again.remove_replaced()
+    assert not again.replaced.exists()
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_complete_run_survives_two_that_come_to_nothing(tmp_path):
+    first = finished(tmp_path / "run")
+    first.metrics_file.write_text("the first")
+    for _ in range(2):
+        again = RunFolder.create(tmp_path / "run", overwrite=True)
+        again.write_config({"data": "x"})
+        again.write_versions(1)
+    again.discard()
+    assert first.metrics_file.read_text() == "the first"
+    assert not first.replaced.exists()
+
+
+def test_a_folder_that_is_called_like_one_set_aside_is_not_touched(tmp_path):
+    other = finished(tmp_path / "run.replaced")
+    folder = finished(tmp_path / "run")
+    folder.remove_replaced()
+    assert other.config_file.exists()
+    with pytest.raises(ValueError, match=r"run\.replaced is in the way"):
+        RunFolder.create(tmp_path / "run", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "is not YAML"), ("", "does not name the data"), ("a: 1", "data")]
+)
+def test_a_damaged_configuration_is_named(tmp_path, text, message):
+    folder = finished(tmp_path / "run")
+    folder.config_file.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        folder.read_config()
+    assert "config.yaml" in str(caught.value)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

@@ -116,7 +116,10 @@ def test_what_is_written_is_read_again(tmp_path):
         ("path,label\nx.png,a\nx.png,b\n", "twice: keep one of the lines"),
         ("path,label\nx.png,cat\ny.png,Cat\n", "'Cat' and 'cat', which differ only in case"),
         ("path,label,split\nx.png,a,train\ny.png,b,train\nz.png,c,val\n", "has the label 'c', a class that the model"),
-        ("path,label,split\nx.png,a,train\ny.png,b,train\n", "holds no images with split val"),
+        (
+            "path,label,split\nx.png,a,train\ny.png,b,train\n",
+            "holds no images with split val, but train: give some images that split, or leave the column",
+        ),
         ("path,label\nx.png,a\ny.png,a\n", "holds one class, 'a'"),
     ],
 )
@@ -159,6 +162,34 @@ def test_a_missing_folder_and_a_file_are_named(tmp_path):
 def test_names_with_spaces_and_accents_in_either_form_of_unicode(tmp_path):
     make(tmp_path, "cafe\u0301 noir/1 a.png", "naïve/ü.png")
     assert images_in_class_folders(tmp_path).classes == ("caf\u00e9 noir", "naïve")
+
+
+def test_names_that_look_the_same_are_refused(tmp_path):
+    make(tmp_path, "cafe\u0301/1.png", "caf\u00e9/1.png")
+    with pytest.raises(ValueError, match="have names that look the same: merge them"):
+        images_in_class_folders(tmp_path)
+
+
+def test_classes_have_one_order_in_folders_and_files(tmp_path):
+    make(tmp_path, "e\u0301cole/1.png", "e\u0301cole/2.png", "fox/1.png", "fox/2.png")
+    train, val = training(tmp_path)
+    write_table(tmp_path / "split.csv", [("train", train), ("val", val)])
+    assert training(tmp_path / "split.csv")[0].classes == train.classes == ("fox", "\u00e9cole")
+
+
+def test_other_usual_names_of_the_parts(tmp_path):
+    make(tmp_path, "Train/a/1.png", "Train/b/1.png", "Validation/a/2.png", "test/b/3.png")
+    train, val = training(tmp_path)
+    assert (len(train), len(val)) == (2, 1)
+    assert len(find_evaluation_data(tmp_path, train.classes, split="test")) == 1
+    make(tmp_path, "val/a/9.png")
+    with pytest.raises(ValueError, match="which mean the same: keep one"):
+        training(tmp_path)
+
+
+def test_a_file_of_european_excel(tmp_path):
+    (tmp_path / "set.csv").write_text("path;label\n1.png;a\n2.png;a\n3.png;b\n4.png;b\n")
+    assert training(tmp_path / "set.csv")[0].classes == ("a", "b")
 
 
 def test_links_are_followed_and_circles_left(tmp_path):

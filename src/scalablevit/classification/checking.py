@@ -25,6 +25,7 @@ class CheckResult:
 
     Args:
         counts: For ``"train"`` and ``"val"``, the images of each class.
+        images: How many images there are.
         drawn: Whether the validation images are drawn at random, since the data do not tell them apart.
         unreadable: Images that cannot be read, with the reasons.
         shared: Groups of files with the same content, of which one is trained on and another validated with.
@@ -35,9 +36,11 @@ class CheckResult:
         median: Median height and width.
         largest: Height and width of the image with the most pixels.
         grey: How many images are grey.
+        several: Whether an image may have several labels.
     """
 
     counts: dict[str, dict[str, int]]
+    images: int
     drawn: bool
     unreadable: dict[str, str]
     shared: tuple[tuple[str, ...], ...]
@@ -48,11 +51,7 @@ class CheckResult:
     median: tuple[int, int]
     largest: tuple[int, int]
     grey: int
-
-    @property
-    def images(self) -> int:
-        """How many images there are."""
-        return sum(sum(counts.values()) for counts in self.counts.values())
+    several: bool = False
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -61,9 +60,9 @@ class CheckResult:
 
     @property
     def imbalance(self) -> float:
-        """How many times more images the largest class has than the smallest, to train on."""
-        counts = self.counts["train"].values()
-        return max(counts) / max(min(counts), 1)
+        """How many times more images the largest class has than the smallest that has any, to train on."""
+        counts = [count for count in self.counts["train"].values() if count]
+        return max(counts, default=1) / min(counts, default=1)
 
     def problems(self) -> list[str]:
         """What is wrong, a line each; nothing if all is well."""
@@ -76,6 +75,12 @@ class CheckResult:
             found.append(f"{len(self.conflicting)} images have different labels in different places")
         if self.repeated:
             found.append(f"{len(self.repeated)} images to train on are there more than once")
+        empty = [name for name, count in self.counts["train"].items() if not count]
+        if empty:
+            found.append(f"no images to train on of {', '.join(empty)}: training refuses such a class")
+        odd = [name for name in self.counts["train"] if self.several and "," in name]
+        if odd:
+            found.append(f"labels with commas in them, such as {odd[0]!r}: several labels are separated by ; or |")
         if self.missing:
             found.append(f"no validation images of {', '.join(self.missing)}")
         if self.imbalance >= IMBALANCE:
@@ -102,7 +107,7 @@ def check(data: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Chec
     Raises:
         ValueError: If the data are not of a form that training takes, or no image can be read.
     """
-    found = find_training_data(data, seed=seed, val_fraction=val_fraction)
+    found = find_training_data(data, seed=seed, val_fraction=val_fraction, allow_empty=True)
     parts = {"train": found.training, "val": found.validation}
     paths = list(dict.fromkeys(path for part in parts.values() for path in part.paths))
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
@@ -114,6 +119,7 @@ def check(data: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Chec
     shared, repeated, conflicting = _repetitions(parts, seen)
     return CheckResult(
         counts={name: part.counts() for name, part in parts.items()},
+        images=sum(map(len, parts.values())),
         drawn=found.drawn,
         unreadable={str(path): each.problem for path, each in seen.items() if each.problem},
         shared=shared,
@@ -124,6 +130,7 @@ def check(data: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Chec
         median=(round(median(size[0] for size in by_pixels)), round(median(size[1] for size in by_pixels))),
         largest=by_pixels[-1],
         grey=sum(each.is_grey for each in readable),
+        several=found.training.multi_label,
     )
 
 

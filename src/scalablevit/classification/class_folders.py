@@ -12,21 +12,29 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".p
 LAYOUT = "it must hold one folder per class, and in each the images of that class"
 
 
-def images_in_class_folders(folder: Path, classes: Sequence[str] | None = None) -> LabelledImages:
+def images_in_class_folders(
+    folder: Path, classes: Sequence[str] | None = None, *, allow_empty: bool = False
+) -> LabelledImages:
     """The images in a folder of class folders, also those in folders further down, sorted.
 
     Args:
         folder: The folder. Names that begin with a dot, and files that are no images by their endings, are left out.
         classes: The classes that there are, in their order, of which some may have no folder, or an empty one; None:
             the class folders, sorted by name, each of which must hold images.
+        allow_empty: Whether it need not.
 
     Raises:
         ValueError: If there is no image, two classes differ only in case, a class is not among `classes`, or a folder
             cannot be read.
     """
-    found = {normal_name(entry.name): entry for entry in class_folders(folder)}
+    found: dict[str, Path] = {}
+    for entry in class_folders(folder):
+        other = found.setdefault(normal_name(entry.name), entry)
+        if other != entry:
+            raise ValueError(f"{other} and {entry} have names that look the same: merge them, or rename one")
     if not found:
         raise ValueError(f"{folder} holds no folders: {LAYOUT}")
+    found = dict(sorted(found.items()))
     check_classes(found, str(folder))
     names = list(found) if classes is None else list(classes)
     unknown = [name for name in found if name not in names]
@@ -39,7 +47,7 @@ def images_in_class_folders(folder: Path, classes: Sequence[str] | None = None) 
     labels: list[tuple[int, ...]] = []
     for name, entry in found.items():
         images = list(images_below(entry))
-        if not images and classes is None:
+        if not images and classes is None and not allow_empty:
             endings = ", ".join(sorted(IMAGE_SUFFIXES))
             raise ValueError(f"{entry} holds no images ({endings}): put some there or remove the folder")
         paths += images

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from scalablevit.classification.augmentation import RandomCrop
 from scalablevit.configuration import check_count, check_probability
+from scalablevit.suggestions import nearest_name
 from scalablevit.variants import VARIANTS
 
 Optimizer = Literal["muon", "adamw"]
@@ -146,8 +146,7 @@ def _as_tuple(value: Any) -> tuple[Any, ...] | None:
 def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises a ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
-        near = get_close_matches(str(value), map(str, allowed), n=1, cutoff=0.5)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = nearest_name(str(value), map(str, allowed))
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}{hint}")
 
 

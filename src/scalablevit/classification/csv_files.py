@@ -42,7 +42,11 @@ class Table:
         """
         rows = [row for row in self.rows if split is None or row.split == split]
         if not rows:
-            raise ValueError(f"{where} holds no images{f' with split {split}' if split else ''}: {FORM}")
+            known = ", ".join(sorted({row.split or "" for row in self.rows}))
+            raise ValueError(
+                f"{where} holds no images{f' with split {split}, but {known}' if split else ''}: give some images that"
+                " split, or leave the column split out to have validation images drawn"
+            )
         positions = {name: index for index, name in enumerate(classes)}
         for row in rows:
             for label in row.labels:
@@ -73,12 +77,17 @@ def read_table(file: Path) -> Table:
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
+            header = stream.readline()
+            stream.seek(0)
+            delimiter = next((sign for sign in ",;\t" if sign in header), ",")
+            reader = csv.DictReader(stream, delimiter=delimiter, skipinitialspace=True)
             columns = [name.strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
             label_column = _label_column(columns, file)
             rows = [_row(record, label_column, file, reader.line_num) for record in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8 ({error.reason}): save it as CSV in UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise ValueError(f"{file} cannot be read as a CSV file ({error}): {FORM}") from error
     if not rows:
         raise ValueError(f"{file} holds a header and no images: {FORM}")
@@ -100,7 +109,9 @@ def write_table(file: Path, parts: Iterable[tuple[str, LabelledImages]]) -> None
 
 def _label_column(columns: Sequence[str], file: Path) -> str:
     found = [name for name in ("label", "labels") if name in columns]
-    if "path" not in columns or len(found) != 1:
+    if len(found) == 2:
+        raise ValueError(f"{file} has a column label and a column labels: keep the one that is meant")
+    if "path" not in columns or not found:
         raise ValueError(f"{file} has the columns {', '.join(columns) or '(none)'}: {FORM}")
     return found[0]
 

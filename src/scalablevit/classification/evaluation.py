@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from scalablevit.classification.configuration import check_range
+from scalablevit.classification.csv_files import read_table
 from scalablevit.classification.data import Batch, DecodedImages, EvaluationSet, UnreadableImages, collate
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
@@ -71,6 +74,7 @@ def evaluate(
     require_extra("train", "torchmetrics", "matplotlib")
     check_count("batch_size", batch_size)
     check_count("workers", workers, minimum=0)
+    check_range("max_unreadable", max_unreadable, 0, 1)
     config = read_config(run)
     if "label_names" not in config:
         raise ValueError(f"the model in {run} has no names of classes, which evaluation needs: save it with labels")
@@ -87,9 +91,8 @@ def evaluate(
         workers=workers,
         max_unreadable=max_unreadable,
     )
-    result = replace(evaluation.result, data=name_of_data(data))
-    name = "-".join(filter(None, (Path(data).stem, split)))
-    target = folder if is_own and split in (None, "val") else folder.evaluation_of(name)
+    result = replace(evaluation.result, data=name_of_data(data), trained_on=count_trained_on(folder, evaluation.paths))
+    target = evaluation_folder(run, data, split)
     target.write_evaluation(result)
     if report:
         metrics = folder.read_metrics() if target is folder and folder.metrics_file.is_file() else []
@@ -179,6 +182,27 @@ def facts_of(config: Mapping[str, Any], result: AnyResult, folder: RunFolder) ->
         facts["training"] = f"{len(rows)} epochs, {speed:.0f} images/s, {sum(row.seconds for row in rows):.0f} s"
     facts.update({name: str(value) for name, value in folder.read_versions().items() if value is not None})
     return facts
+
+
+def evaluation_folder(run: str | Path, data: str | Path, split: str | None = None) -> RunFolder:
+    """Where the evaluation of a model on data goes: the run itself for its own validation images, else below it."""
+    folder = RunFolder(Path(run))
+    if is_own_data(folder, data) and split in (None, "val"):
+        return folder
+    path = Path(name_of_data(data))
+    name = "-".join(filter(None, (path.stem if path.is_file() else path.name or "all", split)))
+    target = folder.evaluation_of(name)
+    if target.read_evaluation().get("data", name_of_data(data)) != name_of_data(data):  # other data of that name
+        target = folder.evaluation_of(f"{name}-{sha256(str(path).encode()).hexdigest()[:8]}")
+    return target
+
+
+def count_trained_on(folder: RunFolder, paths: Sequence[Path]) -> int:
+    """How many images a run, which drew its validation images, was trained on, by their names and folders."""
+    if not folder.split_file.is_file():
+        return 0
+    trained = {row.path.parts[-2:] for row in read_table(folder.split_file).rows if row.split == "train"}
+    return sum(path.absolute().parts[-2:] in trained for path in paths)
 
 
 def is_own_data(folder: RunFolder, data: str | Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.utils.data import DataLoader
 
@@ -25,12 +25,10 @@ from scalablevit.classification.task import ClassificationTask
 TERMINATED = 128 + signal.SIGTERM
 
 # Advice that does not fit, as regular expressions of how it starts: images in memory want no workers, a small set has
-# fewer steps than Lightning's interval of logging, which is not used, a run that is resumed has checkpoints, and a
-# deprecation in Lightning's own code.
+# fewer steps than Lightning's interval of logging, which is not used, and a deprecation in Lightning's own code.
 _UNFIT_ADVICE = (
     r"The '\w+_dataloader' does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
-    r"Checkpoint directory .* exists and is not empty",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
@@ -64,21 +62,13 @@ def fit(
         KeyboardInterrupt: If the run was interrupted. It can be resumed.
     """
     last = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
-    recorder = MetricsRecorder(folder, folder.keep_metrics(read_epoch(last) if last else 0))
-    checkpoint = ModelCheckpoint(
-        dirpath=folder.checkpoints,
-        filename="best",
-        monitor="val_score",
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    recorder = MetricsRecorder(folder, folder.keep_metrics(int(read_checkpoint(last)["epoch"]) + 1 if last else 0))
+    checkpoints = Checkpoints(folder, recorder)
     with quiet_lightning():
-        trainer = make_trainer(config, [recorder, checkpoint, *callbacks])
+        trainer = make_trainer(config, [recorder, checkpoints, *callbacks])
         with interrupts_as_exceptions(trainer):
             trainer.fit(task, training, validation, ckpt_path=last)
-    best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
-    task.load_state_dict(best["state_dict"])
+    task.load_state_dict(read_checkpoint(folder.best_checkpoint)["state_dict"])
     return recorder.rows
 
 
@@ -92,6 +82,7 @@ def make_trainer(config: TrainConfig, callbacks: Sequence[Any]) -> Any:
             max_epochs=config.epochs,
             gradient_clip_val=config.clip or None,
             callbacks=list(callbacks),
+            enable_checkpointing=False,
             logger=False,
             num_sanity_val_steps=0,
             enable_progress_bar=False,
@@ -102,9 +93,42 @@ def make_trainer(config: TrainConfig, callbacks: Sequence[Any]) -> Any:
         raise ValueError(f"accelerator {config.accelerator!r} cannot be used here: {error}") from error
 
 
-def read_epoch(checkpoint: Path) -> int:
-    """How many epochs a checkpoint has behind it."""
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
+class Checkpoints(pl.Callback):
+    """Keeps the last epoch, and the best one, in files whose names do not change.
+
+    Lightning's own callback keeps the best score in the checkpoint, together with the place of the folder, and forgets
+    it where that has moved. Here the rows of metrics say which epoch was best.
+    """
+
+    def __init__(self, folder: RunFolder, recorder: MetricsRecorder) -> None:
+        self.folder = folder
+        self.recorder = recorder
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Writes the checkpoints, after the row of metrics that they belong to."""
+        if best_epoch(self.recorder.rows) == self.recorder.rows[-1].epoch:
+            trainer.save_checkpoint(self.folder.best_checkpoint)
+        trainer.save_checkpoint(self.folder.last_checkpoint)
+
+
+def best_epoch(rows: Sequence[EpochMetrics]) -> int:
+    """The epoch with the highest score, of equals the one with the lowest loss, of equals the first."""
+    # As metrics.csv has them, so that a run that is resumed decides as one that was not.
+    return max(rows, key=lambda row: (float(f"{row.val_score:.6g}"), -float(f"{row.val_loss:.6g}"), -row.epoch)).epoch
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """What a checkpoint holds.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"{file} is damaged ({str(error).splitlines()[0]}): start the run again with --overwrite"
+        ) from error
 
 
 @contextmanager

@@ -56,8 +56,8 @@ class LabelledImages:
 
 
 def normal_name(name: str) -> str:
-    """A class name in Unicode's composed form, which is what people type; some file systems store another."""
-    return unicodedata.normalize("NFC", name)
+    """A class name in Unicode's composed form, which is what people type, without spaces around it."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def check_classes(classes: Iterable[str], where: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scalablevit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from scalablevit.scalable_vit import ScalableViT
+from scalablevit.suggestions import nearest_path
 from scalablevit.variants import VARIANTS
 from scalablevit.weights import convert_state_dict, infer_arguments, read_config, read_weights
 from scalablevit.weights.layouts import detect_layout
@@ -73,7 +74,9 @@ def read_initial_weights(
     """
     path = Path(source)
     if not path.exists():
-        raise ValueError(f"weights {path} does not exist: give a run folder, or a file with weights")
+        raise ValueError(
+            f"weights {path} does not exist{nearest_path(path)}: give a run folder, or a file with weights"
+        )
     if path.is_dir():
         if heads is not None or window_size is not None:
             raise ValueError(f"{path} says itself what heads and window_size are: leave them out")
@@ -128,6 +131,12 @@ def load_into(model: ScalableViT, initial: InitialWeights, classes: Sequence[str
         before = state[FIRST_CONV].shape[1]
         state[FIRST_CONV] = adapt_channels(state[FIRST_CONV], model.in_chans)
         notes.append(f"adapted: the first convolution, from {before} to {model.in_chans} channels")
+    surplus = next((name for name in state if name not in own), None)
+    if surplus is not None:
+        raise ValueError(
+            f"{initial.source} has {surplus}, which the model has not: leave --model out to take the network of the"
+            " weights"
+        )
     for name, tensor in own.items():
         if name not in state and not name.startswith(CLASSIFIER):
             raise ValueError(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -44,11 +44,13 @@ class Survey:
         paths: The readable ones.
         shorter_side: Median, in pixels.
         in_colour: Whether one of them is.
+        decoded_mb: What one takes in memory, on average.
     """
 
     paths: tuple[Path, ...]
     shorter_side: int
     in_colour: bool
+    decoded_mb: float = 0.0
 
 
 def survey(paths: Sequence[Path], sample: int = SURVEYED) -> Survey:
@@ -72,19 +74,17 @@ def survey(paths: Sequence[Path], sample: int = SURVEYED) -> Survey:
         paths=tuple(path for path, _ in found),
         shorter_side=round(median(min(header.size) for _, header in found)),
         in_colour=not all(header.is_grey for _, header in found),
+        decoded_mb=mean(header.size[0] * header.size[1] * (1 if header.is_grey else 4) for _, header in found) / 1e6,
     )
 
 
-def decide(
-    config: TrainConfig, seen: Survey, training: LabelledImages, *, in_memory: bool | None = None
-) -> tuple[TrainConfig, list[Choice]]:
+def decide(config: TrainConfig, seen: Survey, training: LabelledImages) -> tuple[TrainConfig, list[Choice]]:
     """Fills in what is left out of the options.
 
     Args:
         config: The options.
         seen: What the images are like.
         training: The images to train on.
-        in_memory: Whether they are kept there, if that is known.
 
     Returns:
         The options, nothing left out but `model` where there are weights; and the choices.
@@ -130,10 +130,11 @@ def decide(
     warmup = choose("warmup_epochs", min(max(1.0, epochs / 20), epochs), f"a part of {epochs} epochs")
     crop = choose("random_crop", "pad" if is_small else "resize", f"images of {min(size)} pixels")
     padding = choose("padding", min(size) // 28, "a 28th of the size")
+    in_memory = is_small and seen.decoded_mb * images <= config.memory_mb
     workers = choose(
         "workers",
-        0 if is_small and in_memory is not False else min(os.cpu_count() or 1, 8),
-        "small images, read once" if is_small and in_memory is not False else "images are decoded beside the training",
+        0 if in_memory else min(os.cpu_count() or 1, 8),
+        "small images, kept in memory" if in_memory else "images are read beside the training",
     )
     return (
         replace(
@@ -194,9 +195,12 @@ def estimate_memory_mb(model: ScalableViT, config: TrainConfig) -> float:
     """What a training step needs, in megabytes: from what autograd keeps for two images, in float32."""
     assert config.size is not None
     assert config.batch_size is not None
-    images = torch.zeros(2, model.in_chans, *config.size)
+    # Activations grow with the pixels, so that a smaller image says it too.
+    shrink = max(1.0, max(config.size) / LARGEST_SIZE)
+    height, width = (max(round(side / shrink), 1) for side in config.size)
+    per_pixel = count_saved_bytes(model, torch.zeros(2, model.in_chans, height, width)) / (2 * height * width)
+    activations = per_pixel * config.size[0] * config.size[1] * config.batch_size
     states = 4 if config.optimizer == "adamw" else 3  # weights, gradients, and one or two averages
-    activations = count_saved_bytes(model, images) / 2 * config.batch_size
     return (activations + states * 4 * count_parameters(model)) / 1e6
 
 

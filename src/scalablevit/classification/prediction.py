@@ -131,7 +131,8 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
         elif Path(path).exists() or not any(sign in str(path) for sign in "*?["):
             found = [Path(path)]
         else:
-            found = sorted(Path(name) for name in glob(str(path), recursive=True))  # noqa: PTH207  # absolute patterns
+            matches = sorted(Path(name) for name in glob(str(path), recursive=True))  # noqa: PTH207  # absolute patterns
+            found = [file for each in matches for file in (images_below(each) if each.is_dir() else [each])]
         if not found:
             raise ValueError(f"{path} holds no images: give image files, a folder of them, or a pattern that fits some")
         files += found

@@ -96,7 +96,7 @@ class ProgressDisplay(pl.Callback):
         self._started = self._epoch_started = self._last_line = 0.0
         self._steps = self._first_step = 0
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Says what is trained, and puts up the bar."""
         for line in (*pl_module.notes, describe_task(pl_module, len(trainer.train_dataloader.dataset))):
             self._print(line)
@@ -156,7 +156,7 @@ class ProgressDisplay(pl.Callback):
         return f"{format_seconds(per_step * (self._steps - trainer.global_step))} left"
 
     def _print(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True)
+        self.console.print(line, soft_wrap=True, markup=False)
 
 
 def describe_task(task: ClassificationTask, images: int) -> str:

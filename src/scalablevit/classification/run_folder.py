@@ -15,7 +15,9 @@ from typing import Any
 
 import yaml
 
+from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.scores import AnyResult
+from scalablevit.suggestions import nearest_path
 
 PACKAGES = ("scalablevit", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
 
@@ -85,6 +87,16 @@ class RunFolder:
         return self.path / "split.csv"
 
     @property
+    def images_file(self) -> Path:
+        """The classes and the numbers of images that the run began with."""
+        return self.path / "images.json"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Of the epoch with the highest score."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
     def skipped_file(self) -> Path:
         """Images that could not be read, with the reasons."""
         return self.path / "skipped.json"
@@ -113,8 +125,12 @@ class RunFolder:
         folder = cls(Path(path))
         folder.check_free(overwrite=overwrite)
         if folder.path.exists() and any(folder.path.iterdir()):
-            folder.remove_replaced()
-            folder.path.rename(folder.replaced)
+            if folder.has_replaced:
+                shutil.rmtree(folder.path)  # incomplete: what it has set aside stays there
+            else:
+                folder.path.rename(folder.replaced)
+            folder.path.mkdir(parents=True)
+            folder._marker.touch()
         folder.path.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -123,10 +139,27 @@ class RunFolder:
         """Where the run folder that this one replaces waits until this one is complete."""
         return self.path.with_name(f"{self.path.name}.replaced")
 
+    @property
+    def has_replaced(self) -> bool:
+        """Whether this run has set another one aside."""
+        return self._marker.is_file()
+
+    @property
+    def _marker(self) -> Path:
+        return self.path / ".has-replaced"
+
     def remove_replaced(self) -> None:
-        """Removes the run folder that this one replaced, if there is one."""
-        if RunFolder(self.replaced).is_run_folder():
-            shutil.rmtree(self.replaced)
+        """Removes the run folder that this one set aside, if it did."""
+        if self.has_replaced:
+            shutil.rmtree(self.replaced, ignore_errors=True)
+            self._marker.unlink()
+
+    def discard(self) -> None:
+        """Removes a run that came to nothing, and puts back what it had set aside."""
+        had_replaced = self.has_replaced
+        shutil.rmtree(self.path)
+        if had_replaced:
+            self.replaced.rename(self.path)
 
     def check_free(self, *, overwrite: bool) -> None:
         """Raises a ValueError unless `create` may make this folder."""
@@ -140,6 +173,8 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} holds an earlier run: give another --out, --overwrite to replace it, or --resume to go on"
             )
+        if self.replaced.exists() and not self.has_replaced:
+            raise ValueError(f"{self.replaced} is in the way, where the earlier run would be set aside: move it")
 
     def is_run_folder(self) -> bool:
         """Whether a training run made the folder."""
@@ -196,8 +231,15 @@ class RunFolder:
             ValueError: If there is no run.
         """
         if not self.is_run_folder():
-            raise ValueError(f"{self.path} is not a run folder: give the --out of a training run")
-        return dict(yaml.safe_load(self.config_file.read_text(encoding="utf-8")))
+            hint = "" if self.path.exists() else nearest_path(self.path)
+            raise ValueError(f"{self.path} is not a run folder{hint}: give the --out of a training run")
+        try:
+            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.config_file} is not YAML: {error}") from error
+        if not isinstance(config, dict) or "data" not in config:
+            raise ValueError(f"{self.config_file} does not name the data of the run: put back what was there")
+        return config
 
     def read_versions(self) -> dict[str, Any]:
         """What versions.json says; nothing if there is none."""
@@ -216,10 +258,34 @@ class RunFolder:
             return {}
         return dict(json.loads(self.skipped_file.read_text(encoding="utf-8")))
 
+    def write_images(self, training: LabelledImages, validation: LabelledImages) -> None:
+        """Writes what `check_images` compares."""
+        write_json(self.images_file, _facts_of_images(training, validation))
+
+    def check_images(self, training: LabelledImages, validation: LabelledImages) -> None:
+        """Raises a ValueError if the images are not those that the run began with."""
+        before = json.loads(self.images_file.read_text(encoding="utf-8")) if self.images_file.is_file() else None
+        now = _facts_of_images(training, validation)
+        if before != now:
+            raise ValueError(
+                f"the images are not those that the run in {self.path} began with ({before}; now {now}): put them back,"
+                " or start another run"
+            )
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """What evaluate.json says; nothing if there is none."""
+        if not self.evaluation_file.is_file():
+            return {}
+        return dict(json.loads(self.evaluation_file.read_text(encoding="utf-8")))
+
     def write_evaluation(self, result: AnyResult) -> None:
         """Writes evaluate.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.evaluation_file, asdict(result))
+
+
+def _facts_of_images(training: LabelledImages, validation: LabelledImages) -> dict[str, Any]:
+    return {"classes": list(training.classes), "training": len(training), "validation": len(validation)}
 
 
 def format_number(value: float) -> str:

@@ -10,8 +10,18 @@ from scalablevit.classification.class_folders import LAYOUT, class_folders, imag
 from scalablevit.classification.csv_files import read_table
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.splitting import split_images
+from scalablevit.suggestions import nearest_path
 
 SAMPLE = "sample"
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
 FORMS = (
     "a folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file with the columns path, label"
     " and optionally split, or 'sample' for the embedded images"
@@ -45,26 +55,29 @@ def locate(data: str | Path) -> Path:
         return sample_folder()
     path = Path(data)
     if not path.exists():
-        raise ValueError(f"{path} does not exist: give {FORMS}")
+        raise ValueError(f"{path} does not exist{nearest_path(path)}: give {FORMS}")
     if path.is_file() and path.suffix.lower() != ".csv":
         raise ValueError(f"{path} is a file, but no CSV file: give {FORMS}")
     return path
 
 
-def find_training_data(data: str | Path, *, seed: int, val_fraction: float) -> TrainingData:
+def find_training_data(data: str | Path, *, seed: int, val_fraction: float, allow_empty: bool = False) -> TrainingData:
     """The images to train on and to validate with.
 
     Args:
         data: See `FORMS`.
         seed: Where the data do not tell validation images apart, they are drawn, and this says which.
         val_fraction: Then, the fraction of each class that is drawn.
+        allow_empty: Whether a folder of a class may hold no images.
 
     Raises:
         ValueError: If the data are not of one of the forms, or hold fewer than two classes.
     """
     path = locate(data)
-    found = _from_table(path) if path.is_file() else _from_folders(path)
+    found = _from_table(path) if path.is_file() else _from_folders(path, allow_empty=allow_empty)
     classes = found.classes if isinstance(found, LabelledImages) else found[0].classes
+    if not classes:
+        raise ValueError(f"{path} gives no label to any image: give some")
     if len(classes) < 2 and not _is_multi_label(found):
         raise ValueError(f"{path} holds one class, {classes[0]!r}: classification needs at least two")
     if isinstance(found, LabelledImages):
@@ -96,23 +109,36 @@ def find_evaluation_data(
         return table.images(split or ("val" if table.has_splits else None), classes, str(path))
     if multi_label:
         raise ValueError(f"the model gives any number of labels to an image, which {path} cannot say: give a CSV file")
-    folder = path / (split or "val")
-    if folder.is_dir():
+    folder = split_folders(path).get(split or "val")
+    if folder is not None:
         return images_in_class_folders(folder, classes)
     if split is not None:
         raise ValueError(f"{path} holds no folder {split}/: leave --split out to use all of it")
     return images_in_class_folders(path, classes)
 
 
-def _from_folders(folder: Path) -> LabelledImages | tuple[LabelledImages, LabelledImages]:
-    names = {entry.name for entry in class_folders(folder)}
-    if "train" not in names and "val" not in names:
-        return images_in_class_folders(folder)
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders that are parts of the data, by ``"train"``, ``"val"`` and ``"test"``; other usual names do too."""
+    found: dict[str, Path] = {}
+    for entry in class_folders(folder):
+        split = SPLIT_NAMES.get(entry.name.lower())
+        if split is not None and found.setdefault(split, entry) != entry:
+            raise ValueError(f"{folder} holds {found[split].name}/ and {entry.name}/, which mean the same: keep one")
+    return found
+
+
+def _from_folders(folder: Path, *, allow_empty: bool) -> LabelledImages | tuple[LabelledImages, LabelledImages]:
+    parts = split_folders(folder)
+    if "train" not in parts and "val" not in parts:
+        return images_in_class_folders(folder, allow_empty=allow_empty)
     for split in ("train", "val"):
-        if split not in names:
-            raise ValueError(f"{folder} holds no folder {split}/: {LAYOUT}, below train/ and below val/")
-    training = images_in_class_folders(folder / "train")
-    return training, images_in_class_folders(folder / "val", training.classes)
+        if split not in parts:
+            raise ValueError(
+                f"{folder} holds no folder {split}/: {LAYOUT}, below train/ and below val/; or name one folder of"
+                " class folders, to have validation images drawn"
+            )
+    training = images_in_class_folders(parts["train"], allow_empty=allow_empty)
+    return training, images_in_class_folders(parts["val"], training.classes)
 
 
 def _from_table(file: Path) -> LabelledImages | tuple[LabelledImages, LabelledImages]:

@@ -9,7 +9,9 @@ from scalablevit.classification.randomness import Purpose, generator
 
 
 def split_images(images: LabelledImages, *, seed: int, fraction: float) -> tuple[LabelledImages, LabelledImages]:
-    """Draws validation images, the same fraction of each class (of each combination of labels), at least one of each.
+    """Draws validation images, the same fraction of each class, at least one of each.
+
+    An image with several labels counts for the rarest of them, one without any for itself.
 
     Of a class with a single image none is drawn.
 
@@ -22,11 +24,14 @@ def split_images(images: LabelledImages, *, seed: int, fraction: float) -> tuple
         The rest, to train on, and the drawn images, both in their old order.
 
     Raises:
-        ValueError: If nothing can be drawn, since each class has a single image.
+        ValueError: If the fraction is not possible, or nothing can be drawn, since each class has a single image.
     """
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    if not 0 < fraction < 1:
+        raise ValueError(f"val_fraction is {fraction!r}; it must lie between 0 and 1, for example 0.2")
+    counts = list(images.counts().values())
+    groups: dict[int, list[int]] = defaultdict(list)
     for position, labels in enumerate(images.labels):
-        groups[tuple(sorted(labels))].append(position)
+        groups[min(labels, key=lambda label: (counts[label], label), default=-1)].append(position)
     random = generator(Purpose.SPLIT, seed)
     drawn: set[int] = set()
     for _, members in sorted(groups.items()):

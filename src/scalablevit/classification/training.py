@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class TrainResult:
         run: The run folder.
         scores: On the validation images. They chose the best epoch, so these are a little better than on images that
             nobody has looked at.
-        best_epoch: The epoch, from 1, after which top-1 (or mAP) was highest.
+        best_epoch: The epoch, from 1, after which top-1 (or mAP) was highest, and of equals the loss lowest.
         epochs: How many epochs were trained.
         seconds: The run took, all included.
     """
@@ -78,22 +78,32 @@ def train(
     """
     started = time.perf_counter()
     require_extra("train", "pytorch_lightning", "torchmetrics", "matplotlib")
+    from scalablevit.classification.fitting import best_epoch
+
     if not str(out):
         raise ValueError("out is not given: name the run folder")
+    path = Path(out)
+    if path.is_symlink() or not path.name:
+        path = path.resolve()
     if resume:
-        folder, prepared = _resume(Path(out), data, options)
+        folder, prepared = _resume(path, data, options)
     else:
-        folder, prepared = _begin(data, Path(out), TrainConfig(**options), overwrite=overwrite)
+        folder, prepared = _begin(data, path, TrainConfig(**options), overwrite=overwrite)
     # The run draws from PyTorch's global generator, which, on the CPU, is put back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(prepared.config.seed)
-        rows = _fit(prepared, folder, callbacks, resume=resume)
+        try:
+            rows = _fit(prepared, folder, callbacks, resume=resume)
+        except Exception:
+            if not folder.last_checkpoint.is_file():
+                folder.discard()  # there is nothing to go on from
+            raise
     evaluation = _evaluate(prepared, folder, rows)
     folder.remove_replaced()
     return TrainResult(
         run=folder.path,
         scores=evaluation.result,
-        best_epoch=max(rows, key=lambda row: row.val_score).epoch,
+        best_epoch=best_epoch(rows),
         epochs=len(rows),
         seconds=time.perf_counter() - started,
     )
@@ -105,11 +115,19 @@ def _begin(data: str | Path | None, out: Path, config: TrainConfig, *, overwrite
     RunFolder(out).check_free(overwrite=overwrite)
     if Path(data).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"data {data} lies inside the run folder {out}: give another --out")
+    if config.weights is not None:
+        weights = Path(config.weights).resolve()  # so that the run can be resumed from any working directory
+        if weights.is_relative_to(out.resolve()):
+            raise ValueError(f"weights {config.weights} lie inside the run folder {out}: give another --out")
+        config = replace(config, weights=str(weights) if weights.exists() else config.weights)
     prepared = prepare(data, config)
+    if prepared.data.drawn and Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(f"out {out} lies inside the data {data}, and would be one of its classes: give another --out")
     _ = prepared.loaders  # decoded before the run folder is made, so that unreadable images leave nothing behind
     folder = RunFolder.create(out, overwrite=overwrite)
     folder.write_config({"data": name_of_data(data), **_plain(asdict(prepared.config))})
     folder.write_versions(config.seed)
+    folder.write_images(prepared.data.training, prepared.data.validation)
     if prepared.data.drawn:
         parts = (("train", prepared.data.training), ("val", prepared.data.validation))
         write_table(folder.split_file, parts)
@@ -122,13 +140,18 @@ def _resume(out: Path, data: str | Path | None, options: dict[str, Any]) -> tupl
     own_data = config.pop("data")
     if data is not None and name_of_data(data) != own_data:
         raise ValueError(f"data is {data}, but the run in {out} is on {own_data}: leave data out, or start another run")
-    for name, value in options.items():
-        if value != getattr(TrainConfig(), name) and _plain(value) != config.get(name):
+    unknown = next((name for name in config if name not in {each.name for each in fields(TrainConfig)}), None)
+    if unknown is not None:
+        raise ValueError(f"{folder.config_file} has the option {unknown}, which there is not: remove it")
+    own, given = TrainConfig(**config), TrainConfig(**options)
+    for name in options:
+        if getattr(given, name) != getattr(own, name):
             raise ValueError(
-                f"{name} is {value!r}, but the run in {out} has {config.get(name)!r}: a run is resumed with its own"
-                " options; leave it out, or start another run"
+                f"{name} is {getattr(given, name)!r}, but the run in {out} has {getattr(own, name)!r}: a run is resumed"
+                " with its own options; leave it out, or start another run"
             )
-    prepared = prepare(folder.split_file if folder.split_file.is_file() else own_data, TrainConfig(**config))
+    prepared = prepare(folder.split_file if folder.split_file.is_file() else own_data, own)
+    folder.check_images(prepared.data.training, prepared.data.validation)
     return folder, prepared
 
 
@@ -170,7 +193,7 @@ def _evaluate(prepared: Prepared, folder: RunFolder, rows: list[EpochMetrics]) -
         device,
         batch_size=256,
         workers=prepared.config.workers or 0,
-        max_unreadable=prepared.config.max_unreadable,
+        max_unreadable=1.0,  # training has counted them among all images
     )
     result = replace(evaluation.result, data=folder.read_config()["data"])
     evaluation = replace(evaluation, result=result)

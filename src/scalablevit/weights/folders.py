@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.scalable_vit import ScalableViT
+from scalablevit.suggestions import nearest_path
 from scalablevit.weights.files import read_weights
 from scalablevit.weights.folder_config import MULTI_LABEL, config_text
 from scalablevit.weights.layouts import LAYOUT_VERSION, check_layout_version
@@ -111,9 +112,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     folder = Path(path)
     if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        problem = "is a file, not a folder" if folder.exists() else f"does not exist{nearest_path(folder)}"
         raise ValueError(f"{folder} {problem}: give the folder that save_model or a training run wrote")
     file = folder / CONFIG_FILE
+    if not file.is_file() and (folder / "config.yaml").is_file():
+        raise ValueError(
+            f"{folder} holds a training run that has not come to its end: scalablevit train --resume --out {folder}"
+        )
     if not file.is_file():
         raise ValueError(f"{folder} holds no {CONFIG_FILE}: give the folder that save_model or a training run wrote")
     try:
@@ -126,6 +131,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
             f"{file} was not written by scalablevit (it has no arguments under the key 'scalablevit'): build the model"
             " yourself and load its weights through convert_state_dict"
         )
+    if not isinstance(config.get("pretrained_cfg"), dict):
+        raise ValueError(f"{file} does not say under pretrained_cfg what images the model takes: save the model anew")
     check_layout_version(own.get("layout_version"), str(file))
     return config
 
