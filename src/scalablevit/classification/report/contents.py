@@ -51,7 +51,9 @@ class Report:
         """The page. Draws the pictures."""
         parts = [
             self._training() if self.metrics else None,
-            self._confusion(self.result) if isinstance(self.result, EvaluateResult) else None,
+            self._confusion(self.result)
+            if isinstance(self.result, EvaluateResult) and len(self.answers.classes) > 1
+            else None,
             self._mistakes(),
             self._predictions(),
             self._classes(),
@@ -119,7 +121,7 @@ class Report:
     def _confusion(self, result: EvaluateResult) -> Section:
         classes = self.answers.classes
         pairs: list[ConfusedPair] = confused_pairs(result, classes, PAIRS)
-        html = page.paragraph(sentences.on_confusion(pairs, len(classes)))
+        html = page.paragraph(sentences.on_confusion(pairs))
         html += self._draw(
             "confusion.png",
             f"Confusion matrix of {sentences.count(len(classes), 'class', 'classes')}: {self._right:,} of"
@@ -162,7 +164,7 @@ class Report:
             "Bars of how often the model is right, by how sure it is: "
             + ", ".join(f"{100 * part.probability:.0f} % sure, {100 * part.right:.0f} % right" for part in bins)
             + ".",
-            lambda theme: charts.draw_calibration(bins, theme),
+            lambda theme: charts.draw_calibration(bins, theme, multi_label=self.answers.multi_label),
         )
         return Section(anchor="calibration", heading="Can its confidence be believed?", html=html)
 

@@ -40,12 +40,14 @@ class Prediction:
         actual: The labels that it has.
         wrongness: 0 if the model is right; else how sure it is of its worst mistake, up to 1: the probability of a
             label that is wrong, or 1 less that of a label that it misses.
+        multi_label: Whether an image may have several labels.
     """
 
     index: int
     given: tuple[Label, ...]
     actual: tuple[Label, ...]
     wrongness: float
+    multi_label: bool
 
     @property
     def right(self) -> bool:
@@ -133,6 +135,7 @@ def predictions(answers: Answers, indices: Sequence[int]) -> list[Prediction]:
             given=_labels(answers.classes, probabilities[index], given[index]),
             actual=_labels(answers.classes, probabilities[index], actual[index]),
             wrongness=float(wrongness[index]),
+            multi_label=answers.multi_label,
         )
         for index in indices
     ]

@@ -10,13 +10,14 @@ from pathlib import Path
 from PIL import Image
 
 from scalablevit.classification.report.figures import ClassScores, ConfusedPair, Prediction
-from scalablevit.classification.report.sentences import count, per_cent
-from scalablevit.classification.report.theme import DARK, LIGHT, MARK, Theme
+from scalablevit.classification.report.sentences import per_cent
+from scalablevit.classification.report.theme import DARK, LIGHT, MARK, Theme, shorten
 from scalablevit.classification.report.thumbnails import data_uri, image_uri, is_tiny
 
 STYLE = Path(__file__).with_name("style.css")
 OPEN_ROWS = 20  # longer tables are folded
 SKIPPED_ROWS = 1000
+NAME_LETTERS = 60
 
 # Nothing may be loaded from anywhere, which also holds what a class or a file may be called in check.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -78,7 +79,7 @@ def render_page(title: str, lead: str, data: str, tiles: Mapping[str, str], sect
 <main>
 <header>
 <h1>{escape(title)}</h1>
-<p class="lead">{escape(lead)}</p>
+<p class="lead">{_prose(lead)}</p>
 {evaluated}
 <dl class="tiles">{numbers}</dl>
 <nav aria-label="Parts of this page">{links}</nav>
@@ -93,7 +94,7 @@ def render_page(title: str, lead: str, data: str, tiles: Mapping[str, str], sect
 
 def paragraph(text: str) -> str:
     """Text as HTML."""
-    return f"<p>{escape(text)}</p>\n"
+    return f"<p>{_prose(text)}</p>\n"
 
 
 def chart(picture: Chart) -> str:
@@ -113,7 +114,12 @@ def cards(shown: Sequence[Prediction], images: Mapping[int, Image.Image | None],
 def pairs_table(pairs: Sequence[ConfusedPair]) -> str:
     """The most confused pairs of classes."""
     rows = [
-        [_cell(pair.actual), _cell(pair.named), _number(f"{pair.count:,}"), _number(f"{pair.images:,}")]
+        [
+            f"<td>{_name(pair.actual)}</td>",
+            f"<td>{_name(pair.named)}</td>",
+            _number(f"{pair.count:,}"),
+            _number(f"{pair.images:,}"),
+        ]
         for pair in pairs
     ]
     return _table(["The image is", "The model says", "#Times", "#Of images"], rows)
@@ -125,18 +131,21 @@ def classes_table(scores: Sequence[ClassScores], *, multi_label: bool) -> str:
     for row in scores:
         shares = [*([row.average_precision] if multi_label else []), row.precision, row.recall]
         cells = [_number(f"{row.images:,}"), *(_number(per_cent(share)) for share in shares)]
-        rows.append([f'<th scope="row">{escape(row.name)}</th>', *cells])
+        rows.append([f'<th scope="row">{_name(row.name)}</th>', *cells])
     heads = ["Class", "#Images", *(["#AP"] if multi_label else []), "#Precision", "#Recall"]
     note = ""
     if any(row.precision is None or row.recall is None for row in scores):
         note = paragraph("A dash: the model never gives the class (precision), or no image is of it (recall).")
-    return _fold(_table(heads, rows), len(rows), "classes", SKIPPED_ROWS) + note
+    return _fold(_table(heads, rows), f"All {len(rows):,} classes", len(rows)) + note
 
 
 def skipped_table(skipped: Mapping[str, str]) -> str:
     """The images that could not be read, and why."""
     rows = [[_cell(path), _cell(reason)] for path, reason in list(skipped.items())[:SKIPPED_ROWS]]
-    return _fold(_table(["File", "Why"], rows), len(skipped), "files", SKIPPED_ROWS)
+    which = (
+        f"The first {len(rows):,} of {len(skipped):,} files" if len(rows) < len(skipped) else f"All {len(rows)} files"
+    )
+    return _fold(_table(["File", "Why"], rows), which, len(rows))
 
 
 def facts_table(facts: Mapping[str, str]) -> str:
@@ -150,15 +159,16 @@ def facts_table(facts: Mapping[str, str]) -> str:
 
 def _card(prediction: Prediction, image: Image.Image | None, path: Path) -> str:
     lines = [
-        f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {escape(label.name)}'
+        f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {_name(label.name)}'
         f" {100 * label.probability:.0f}&nbsp;%</span>"
         for label in prediction.given
         for right in (prediction.has(label.name),)
     ]
     if not prediction.given:
         lines.append(f'<span class="{"right" if prediction.right else "muted"}">no label given</span>')
+    missed = '<span class="wrong">misses' if prediction.multi_label else "<span>is"
     lines += [
-        f"<span>is {escape(label.name)} {100 * label.probability:.0f}&nbsp;%</span>" for label in prediction.missed
+        f"{missed} {_name(label.name)} {100 * label.probability:.0f}&nbsp;%</span>" for label in prediction.missed
     ]
     picture = "cannot be read" if image is None else _thumbnail(prediction, image)
     lines.append(f'<span class="file" title="{escape(str(path))}">{escape(path.name)}</span>')
@@ -181,12 +191,20 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
-def _fold(table: str, rows: int, what: str, limit: int) -> str:
+def _fold(table: str, summary: str, rows: int) -> str:
     """A long table, to be opened by who wants it."""
-    if rows <= OPEN_ROWS:
-        return table
-    more = f", the first {limit:,} of them" if what == "files" and rows > limit else ""
-    return f"<details><summary>All {count(rows, what, what)}{more}</summary>\n{table}</details>\n"
+    return table if rows <= OPEN_ROWS else f"<details><summary>{summary}</summary>\n{table}</details>\n"
+
+
+def _prose(text: str) -> str:
+    """Text as HTML in which no line begins with a per cent sign."""
+    return escape(text).replace(" %", "&nbsp;%")
+
+
+def _name(name: str) -> str:
+    """A class's name; a very long one is cut in its middle, and can be read by pointing at it."""
+    short = shorten(name, NAME_LETTERS)
+    return escape(name) if short == name else f'<abbr title="{escape(name)}">{escape(short)}</abbr>'
 
 
 def _cell(text: str) -> str:

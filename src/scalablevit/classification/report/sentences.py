@@ -8,6 +8,8 @@ from scalablevit.classification.report.figures import ClassScores, ConfusedPair,
 from scalablevit.classification.run_folder import EpochMetrics
 from scalablevit.classification.scores import AnyResult, EvaluateResult
 
+GAIN = 0.5  # points in the last quarter of the epochs, above which more epochs seem worth it
+RISE = 1.1  # times the lowest validation loss
 SURE_ENOUGH = 3.0  # points between how sure a model is and how often it is right that nobody need care about
 
 
@@ -17,43 +19,43 @@ def on_everything(result: AnyResult, right: int, classes: Sequence[str]) -> str:
     low, high = likely_range(right, result.images)
     if not isinstance(result, EvaluateResult):
         share = per_cent(100 * right / result.images)
-        return f"On {of}, the model gives every label rightly, and no other, to {right:,}: {share}."
+        return f"Of {of}, the model gives {right:,} exactly the labels that they have: {share}."
     text = (
         f"Of {of}, the model names {right:,} rightly: {per_cent(result.top1)}. Chance alone puts the share on other"
         f" images like these between {low:.0f} and {high:.0f} % (95 % confidence)"
     )
-    images = [sum(row) for row in result.confusion]
-    most = max(range(len(classes)), key=lambda index: images[index])
-    always = per_cent(100 * images[most] / result.images)
-    return f"{text}; always saying {quote(classes[most])}, the most frequent class, would be right for {always}."
+    always = per_cent(100 * max(map(sum, result.confusion)) / result.images)
+    return f"{text}; always naming the most frequent class would be right for {always}."
 
 
 def on_curves(rows: Sequence[EpochMetrics], score_name: str) -> str:
-    """Which epoch was the best, and whether the last ones were worth it."""
+    """Which epoch was the best, and what the last ones say of more."""
     best = max(rows, key=lambda row: row.val_score)
-    text = f"Above: how good the model is on images it does not learn from, after each epoch (a pass over all training\
- images). The best {score_name}, {per_cent(best.val_score)}, came after epoch {best.epoch} of {rows[-1].epoch}."
     lowest = min(rows, key=lambda row: row.val_loss)
-    if len(rows) > 2 and best is rows[-1]:
-        return f"{text} It was still getting better at the end: more epochs may help."
-    if len(rows) > 4 and rows[-1].val_loss > 1.1 * lowest.val_loss:
+    text = (
+        "Above: how good the model is on images it does not learn from, after each epoch (a pass over all training"
+        f" images). The best {score_name}, {per_cent(best.val_score)}, came after epoch {best.epoch} of"
+        f" {rows[-1].epoch}."
+    )
+    if rows[-1].val_loss > RISE * lowest.val_loss:
         return (
-            f"{text} Below: the validation loss rises again after epoch {lowest.epoch} while the model goes on learning"
+            f"{text} Below: the validation loss rises again after epoch {lowest.epoch}, a sign that the model learns"
             " its training images by heart; more images or stronger augmentation may help."
         )
-    return f"{text} Below: the loss, which training makes small; a validation line that rises again is a bad sign."
+    text += " Below: the loss, which training makes small; a validation line that rises again would be a bad sign."
+    if best is rows[-1] and best.val_score - rows[len(rows) * 3 // 4 - 1].val_score > GAIN and len(rows) > 2:
+        return f"{text} The model was still getting better at the end: more epochs may help."
+    return text
 
 
-def on_confusion(pairs: Sequence[ConfusedPair], classes: int) -> str:
+def on_confusion(pairs: Sequence[ConfusedPair]) -> str:
     """How to read the matrix, and its largest mistake."""
     how = (
         "Each row is what the images are, each column what the model says. Right answers lie on the blue diagonal;"
         " everything orange is a mistake, the stronger the larger its share of the row."
     )
-    if classes == 1:
-        return "There is one class only, so nothing can be confused."
     if not pairs:
-        return f"{how} There is none."
+        return f"{how} There are none."
     top = pairs[0]
     return (
         f"{how} The model most often takes {quote(top.actual)} for {quote(top.named)}:"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,8 +16,30 @@ from scalablevit.classification.report.thumbnails import fill_square
 
 COLUMNS = 6
 NAMES = 3  # labels said of an image, at most; the page says all
-_TILE, _GAP, _MARGIN = 1.42, 0.14, 0.2  # inches
-_LINE = 0.17
+LETTERS = 20  # of a name, at most
+_TILE, _GAP, _MARGIN = 1.3, 0.14, 0.2  # inches
+_LINE = 0.16
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A line below an image.
+
+    Args:
+        start: What it begins with.
+        label: The label that it tells of, if any.
+        right: Whether that label is right (True) or wrong (False); None: neither.
+    """
+
+    start: str
+    label: Label | None
+    right: bool | None
+
+    def text(self, limit: int) -> str:
+        """The line, with a name of at most `limit` letters."""
+        if self.label is None:
+            return self.start
+        return f"{self.start} {drawable(self.label.name, limit)} {100 * self.label.probability:.0f} %"
 
 
 def draw_sheet(shown: Sequence[Prediction], images: Mapping[int, Image.Image | None], theme: Theme) -> bytes:
@@ -39,34 +62,35 @@ def draw_sheet(shown: Sequence[Prediction], images: Mapping[int, Image.Image | N
             top = height - _MARGIN - place // columns * cell_height
             axes = _tile_axes(figure, left / width, (top - _TILE) / height, _TILE / width, _TILE / height)
             _draw_image(axes, images.get(prediction.index), theme)
-            for line, (line_text, right) in enumerate(text):
-                figure.text(
-                    left / width,
-                    (top - _TILE - 0.1 - line * _LINE) / height,
-                    line_text,
-                    color={True: theme.right, False: theme.wrong, None: theme.muted}[right],
-                    fontsize=8,
-                    va="top",
-                )
+            for line, caption in enumerate(text):
+                bottom = (top - _TILE - 0.1 - line * _LINE) / height
+                _write(figure, left / width, bottom, caption, theme)
         return to_png(figure)
 
 
-def captions(prediction: Prediction) -> list[tuple[str, bool | None]]:
-    """The lines below an image, each with whether it tells something right (True), wrong (False) or neither (None)."""
-    lines: list[tuple[str, bool | None]] = [
-        (_line("✓" if right else "✗", label), right)
+def captions(prediction: Prediction) -> list[Caption]:
+    """The lines below an image."""
+    lines = [
+        Caption("✓" if right else "✗", label, right)
         for label in prediction.given[:NAMES]
         for right in (prediction.has(label.name),)
     ]
     if not prediction.given:
-        lines.append(("no label given", prediction.right or None))
-    lines += [(_line("is", label), None) for label in prediction.missed[:NAMES]]
+        lines.append(Caption("no label given", None, prediction.right or None))
+    missed = ("misses", False) if prediction.multi_label else ("is", None)
+    lines += [Caption(missed[0], label, missed[1]) for label in prediction.missed[:NAMES]]
     left_out = len(prediction.given[NAMES:]) + len(prediction.missed[NAMES:])
-    return [*lines, (f"and {left_out} more", None)] if left_out else lines
+    return [*lines, Caption(f"and {left_out} more", None, None)] if left_out else lines
 
 
-def _line(sign: str, label: Label) -> str:
-    return f"{sign} {drawable(label.name, 17)} {100 * label.probability:.0f} %"
+def _write(figure: Figure, left: float, top: float, caption: Caption, theme: Theme) -> None:
+    """Writes a line below an image, its name cut so that it is no wider than the image."""
+    colour = {True: theme.right, False: theme.wrong, None: theme.muted}[caption.right]
+    line = figure.text(left, top, "", color=colour, fontsize=8, va="top")
+    for limit in range(LETTERS, 4, -2):
+        line.set_text(caption.text(limit))
+        if line.get_window_extent().width <= _TILE * DPI:
+            return
 
 
 def _tile_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

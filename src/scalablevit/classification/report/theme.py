@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 MARK = "scalablevit report"  # in every file that the report writes, so that it replaces no other
-DPI = 120
+DPI = 144
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 # matplotlib brings DejaVu Sans. For scripts that it lacks, the first of these that a machine has.
@@ -44,7 +44,8 @@ class Theme:
         muted: Letters of less weight.
         line: Borders and grids.
         right: What is right.
-        wrong: What is wrong.
+        wrong: What is wrong, as letters.
+        wrong_area: The same as areas, which may be brighter.
     """
 
     background: str
@@ -54,6 +55,7 @@ class Theme:
     line: str
     right: str
     wrong: str
+    wrong_area: str
 
 
 LIGHT = Theme(
@@ -64,6 +66,7 @@ LIGHT = Theme(
     line="#d0d7de",
     right="#2f6fd0",
     wrong="#b35c00",
+    wrong_area="#e8861a",
 )
 DARK = Theme(
     background="#14181d",
@@ -73,6 +76,7 @@ DARK = Theme(
     line="#39424d",
     right="#6ba4f0",
     wrong="#f0a04b",
+    wrong_area="#e8861a",
 )
 
 
@@ -94,11 +98,14 @@ def to_png(figure: Figure) -> bytes:
 
 def drawable(text: str, limit: int = 28) -> str:
     """The text as a figure can show it: cut in its middle if it is long, characters that no font has replaced."""
-    if len(text) > limit:
-        kept = limit - 1
-        text = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
     known = _characters()
-    return "".join(character if ord(character) in known else UNKNOWN for character in text)
+    return "".join(character if ord(character) in known else UNKNOWN for character in shorten(text, limit))
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text with at most `limit` characters, its middle left out where it has more: names differ at their ends."""
+    kept = limit - 1
+    return text if len(text) <= limit else f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
 
 
 def _settings(theme: Theme) -> dict[str, object]:
@@ -144,3 +151,18 @@ def mix(theme: Theme, colour: str, share: float) -> tuple[float, float, float]:
     below, above = (to_rgb(name) for name in (theme.background, colour))
     red, green, blue = (low + (high - low) * share for low, high in zip(below, above, strict=True))
     return red, green, blue
+
+
+def readable_on(colour: tuple[float, float, float], theme: Theme) -> str:
+    """That of the theme's colours for letters and for the page which has more contrast on another colour."""
+
+    def contrast(name: str) -> float:  # as the Web Content Accessibility Guidelines define it
+        darker, lighter = sorted((_luminance(colour), _luminance(to_rgb(name))))
+        return (lighter + 0.05) / (darker + 0.05)
+
+    return max((theme.text, theme.background), key=contrast)
+
+
+def _luminance(colour: tuple[float, float, float]) -> float:
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
