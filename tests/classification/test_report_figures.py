@@ -70,11 +70,11 @@ def test_answers_that_are_no_numbers_are_mistakes_of_which_nobody_is_sure():
 
 
 def test_reliability_by_hand():
-    # Sure by 0.55, 0.6 and 0.95: two in the third of four bins, of which one is right, and one in the last.
-    answers = one_label([[0.55, 0.45], [0.4, 0.6], [0.95, 0.05]], [0, 0, 0], ("a", "b"))
+    # Sure by 0.55, 0.7 and 0.95: two in the third of four bins, of which one is right, and one in the last.
+    answers = one_label([[0.55, 0.45], [0.3, 0.7], [0.95, 0.05]], [0, 0, 0], ("a", "b"))
     third, last = reliability_bins(answers, bins=4)
     assert (third.low, third.high, third.count, third.right) == (0.5, 0.75, 2, 0.5)
-    assert third.probability == pytest.approx(0.575)
+    assert third.probability == pytest.approx(0.625)
     assert (last.count, last.right) == (1, 1.0)
 
 
@@ -88,7 +88,9 @@ def test_reliability_of_several_labels_counts_each(several_labels):
 
 def test_bins_give_the_calibration_error():
     torch.manual_seed(0)
-    answers = Answers(logits=3 * torch.randn(500, 7), targets=torch.randint(0, 7, (500,)), classes=tuple("abcdefg"))
+    logits = 2 * torch.randn(500, 7)
+    targets = logits.softmax(1).multinomial(1).flatten()  # as often right as sure, so that signs differ between bins
+    answers = Answers(logits=logits, targets=targets, classes=tuple("abcdefg"))
     error = sum(part.count * abs(part.probability - part.right) for part in reliability_bins(answers)) / 500
     assert 100 * error == pytest.approx(score_answers(answers).calibration_error, abs=1e-3)
 

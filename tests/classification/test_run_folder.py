@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder, best_row
 
 
 def finished(path):
@@ -106,3 +106,13 @@ def test_metrics_survive_their_file(tmp_path):
     assert lines[0] == "epoch,train_loss,val_loss,val_score,learning_rate,seconds,images_per_second"
     assert lines[2] == "2,0.75,1,52,0.001,12.25,700.5"
     assert folder.read_metrics() == rows
+
+
+def test_the_best_epoch_has_the_highest_score_and_of_equals_the_lowest_loss():
+    def row(epoch, score, loss):
+        measures = {"train_loss": 1.0, "learning_rate": 1e-3, "seconds": 1.0, "images_per_second": 1.0}
+        return EpochMetrics(epoch=epoch, val_score=score, val_loss=loss, **measures)
+
+    rows = [row(1, 80.0, 0.5), row(2, 90.0, 0.4), row(3, 90.0, 0.3), row(4, 90.0, 0.3), row(5, 70.0, 0.1)]
+    assert best_row(rows).epoch == 3
+    assert best_row(rows[:2]).epoch == 2

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.progress import MetricsRecorder
-from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder, best_row
 from scalablevit.classification.task import ClassificationTask
 
 # The exit code of a process that was told to end: 128 and the signal's number.
@@ -106,15 +106,9 @@ class Checkpoints(pl.Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Writes the checkpoints, after the row of metrics that they belong to."""
-        if best_epoch(self.recorder.rows) == self.recorder.rows[-1].epoch:
+        if best_row(self.recorder.rows) is self.recorder.rows[-1]:
             trainer.save_checkpoint(self.folder.best_checkpoint)
         trainer.save_checkpoint(self.folder.last_checkpoint)
-
-
-def best_epoch(rows: Sequence[EpochMetrics]) -> int:
-    """The epoch with the highest score, of equals the one with the lowest loss, of equals the first."""
-    # As metrics.csv has them, so that a run that is resumed decides as one that was not.
-    return max(rows, key=lambda row: (float(f"{row.val_score:.6g}"), -float(f"{row.val_loss:.6g}"), -row.epoch)).epoch
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

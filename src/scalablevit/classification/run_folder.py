@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,6 +43,12 @@ class EpochMetrics:
     learning_rate: float
     seconds: float
     images_per_second: float
+
+
+def best_row(rows: Sequence[EpochMetrics]) -> EpochMetrics:
+    """The epoch with the highest score, of equals the one with the lowest loss, of equals the first."""
+    # As metrics.csv has them, so that a run that is resumed decides as one that was not.
+    return max(rows, key=lambda row: (float(f"{row.val_score:.6g}"), -float(f"{row.val_loss:.6g}"), -row.epoch))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from scalablevit.classification.evaluation import (
     write_run_report,
 )
 from scalablevit.classification.preparation import Prepared, prepare
-from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder, best_row
 from scalablevit.classification.scores import AnyResult
 from scalablevit.extras import require_extra
 from scalablevit.weights import load_model, read_config, save_model
@@ -78,8 +78,6 @@ def train(
     """
     started = time.perf_counter()
     require_extra("train", "pytorch_lightning", "torchmetrics", "matplotlib")
-    from scalablevit.classification.fitting import best_epoch
-
     if not str(out):
         raise ValueError("out is not given: name the run folder")
     path = Path(out)
@@ -103,7 +101,7 @@ def train(
     return TrainResult(
         run=folder.path,
         scores=evaluation.result,
-        best_epoch=best_epoch(rows),
+        best_epoch=best_row(rows).epoch,
         epochs=len(rows),
         seconds=time.perf_counter() - started,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from scalablevit.classification.report.figures import ClassScores, ReliabilityBin
 from scalablevit.classification.report.theme import Theme, canvas, drawable, mix, readable_on, to_png
-from scalablevit.classification.run_folder import EpochMetrics
+from scalablevit.classification.run_folder import EpochMetrics, best_row
 
 WIDTH = 5.4  # inches; a phone shows the picture at half its size, where its letters can still be read
 NUMBERED_CLASSES = 20  # up to as many the confusion matrix has numbers in its cells
@@ -25,7 +26,7 @@ _PADS = {"w_pad": 0.1, "h_pad": 0.1}  # inches
 def draw_curves(rows: Sequence[EpochMetrics], score_name: str, theme: Theme) -> bytes:
     """Losses, and the validation score, over the epochs."""
     epochs = [row.epoch for row in rows]
-    best = max(rows, key=lambda row: row.val_score)
+    best = best_row(rows)
     with canvas(theme, WIDTH, 4.8) as figure:
         figure.set_layout_engine("constrained", hspace=0.06, **_PADS)
         score, loss = figure.subplots(2, 1, sharex=True)
@@ -110,9 +111,8 @@ def draw_classes(scores: Sequence[ClassScores], bar_name: str, theme: Theme) -> 
         axes.barh(rows, [row.score or 0 for row in shown], 0.62, color=mix(theme, theme.right, 0.8), label=bar_name)
         marked = [(row.precision, place) for place, row in enumerate(shown) if row.precision is not None]
         if marked and all(row.average_precision is None for row in shown):
-            axes.plot(
-                *zip(*marked, strict=True), "D", color=theme.wrong_area, ms=6, mec=theme.background, label="precision"
-            )
+            mark: dict[str, Any] = {"ms": 6, "mec": theme.background, "clip_on": False, "zorder": 3}
+            axes.plot(*zip(*marked, strict=True), "D", color=theme.wrong_area, label="precision", **mark)
         axes.set(xlim=(0, 102), ylim=(len(shown) - 0.4, -0.6))
         axes.set_yticks(rows, [drawable(row.name) for row in shown], fontsize=10.5, color=theme.text)
         axes.tick_params(axis="y", length=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scalablevit.classification.report.figures import ClassScores, ConfusedPair, ReliabilityBin, likely_range
-from scalablevit.classification.run_folder import EpochMetrics
+from scalablevit.classification.run_folder import EpochMetrics, best_row
 from scalablevit.classification.scores import AnyResult, EvaluateResult
 
 GAIN = 0.5  # points in the last quarter of the epochs, above which more epochs seem worth it
@@ -30,12 +30,12 @@ def on_everything(result: AnyResult, right: int, classes: Sequence[str]) -> str:
 
 def on_curves(rows: Sequence[EpochMetrics], score_name: str) -> str:
     """Which epoch was the best, and what the last ones say of more."""
-    best = max(rows, key=lambda row: row.val_score)
+    best = best_row(rows)
     lowest = min(rows, key=lambda row: row.val_loss)
     text = (
         "Above: how good the model is on images it does not learn from, after each epoch (a pass over all training"
         f" images). The best {score_name}, {per_cent(best.val_score)}, came after epoch {best.epoch} of"
-        f" {rows[-1].epoch}."
+        f" {rows[-1].epoch}. It was chosen on these same images, so that on others the model may be a little worse."
     )
     if rows[-1].val_loss > RISE * lowest.val_loss:
         return (
