@@ -95,7 +95,7 @@ def evaluate(
     target = evaluation_folder(run, data, split)
     target.write_evaluation(result)
     if report:
-        metrics = folder.read_metrics() if target is folder and folder.metrics_file.is_file() else []
+        metrics = folder.read_metrics() if target == folder and folder.metrics_file.is_file() else []
         write_run_report(target, replace(evaluation, result=result), metrics, facts_of(config, result, folder))
     return result
 
