@@ -101,7 +101,7 @@ def known_options(parser: ArgumentParser) -> list[str]:
 
 def nearest(message: str, known: Sequence[str]) -> str:
     """A hint at the name that a message about an unknown one may have meant; empty if none is near."""
-    if not re.search("unrecognized|invalid choice|does not accept|not expected", message):
+    if not re.search("nrecognized|invalid choice|does not accept|not expected", message):
         return ""
     for word in re.findall(r"--\w+|(?<=['\"])\w+(?=['\"])", message):
         if word in known or f"--{word}" in known:
@@ -119,16 +119,17 @@ def plain(message: str) -> str:
     """A message of the parser in the words of those who use the command."""
     message = re.sub(r"\b(?:train|evaluate|predict|check)\.(out)\b", r"--\1", message)
     message = re.sub(r"\b(?:train|evaluate|predict|check)\.(\w+)", lambda match: match[1].upper(), message)
-    wrong = re.match(r'Parser key "(\w+)"(?: element \d+)?: .*(?:Given value|Got value): (.*)$', message)
+    # Older versions of the parser do not repeat the value.
+    wrong = re.match(r'Parser key "(\w+)"(?: element \d+)?: (?:Cannot|.*(?:Given value|Got value): (.*)$)', message)
     if wrong is None:
         return message
-    name, value = wrong.groups()
+    name, value = wrong.groups("")
     kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
     kind = "whole numbers" if name in LISTS else "a whole number" if "int" in kinds.get(name, "int") else "a number"
     allowed = {"optimizer": Optimizer, "precision": Precision, "random_crop": RandomCrop}.get(name)
     if allowed is not None:
         kind = f"one of {', '.join(get_args(allowed))}{nearest_name(value, get_args(allowed))}"
-    return f"{name} is {value!r}; it must be {kind}"
+    return f"{name} is {value!r}; it must be {kind}" if value else f"{name} must be {kind}"
 
 
 def one_line(error: Exception) -> str:
