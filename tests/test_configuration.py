@@ -63,13 +63,13 @@ def test_unknown_arguments_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("indices", "taken"), [(None, [0, 1, 2, 3]), (2, [2, 3]), ([0, 2], [0, 2]), ((-1,), [3]), ((-1, 0), [3, 0])]
+    ("indices", "taken"), [(None, [0, 1, 2, 3]), (2, [2, 3]), ([0, 2], [0, 2]), ([-1], [3]), ([-1, 0, 3], [0, 3])]
 )
 def test_indices_mean_stages_as_in_timm(indices, taken):
     assert take_indices(4, indices) == taken
 
 
-@pytest.mark.parametrize("indices", [0, 5, [4], [-5]])
+@pytest.mark.parametrize("indices", [0, 5, [4], [-5], []])
 def test_indices_outside_the_stages_are_refused(indices):
     with pytest.raises(ValueError, match="indices"):
         take_indices(4, indices)

@@ -75,17 +75,26 @@ def test_feature_info_says_what_intermediates_are(design, images):
     early, chosen = model.forward_intermediates(images, indices=[0, 1], stop_early=True)
     assert torch.equal(early, maps[1])
     assert torch.equal(chosen[0], maps[0])
-    with pytest.raises(ValueError, match="output_fmt is 'NLC'"):
+    with pytest.raises(ValueError, match="output_fmt is NLC"):
         model.forward_intermediates(images, output_fmt="NLC")
 
 
-def test_norm_applies_the_papers_last_norm_only_on_request(images):
-    model = randomise(small_network("paper")).eval()
-    plain = model.forward_intermediates(images, indices=1, intermediates_only=True)[0]
-    normed = model.forward_intermediates(images, indices=1, intermediates_only=True, norm=True)[0]
-    assert not torch.equal(plain, normed)
-    expected = model.stages[-1].norm(plain.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    torch.testing.assert_close(normed, expected, rtol=0, atol=0)
+@DESIGNS
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_last_map_is_normed_whether_it_is_asked_for_or_not(design, norm, images):
+    model = randomise(small_network(design)).eval()
+    last = model.forward_intermediates(images, indices=1, intermediates_only=True, norm=norm)[0]
+    assert torch.equal(last, model.forward_features(images))
+    model.prune_intermediate_layers(1, prune_norm=True)
+    assert torch.equal(model.forward_features(images), last)
+
+
+@DESIGNS
+def test_chosen_maps_come_once_and_in_running_order(design, images):
+    model = small_network(design).eval()
+    maps = model.forward_intermediates(images, intermediates_only=True)
+    chosen = model.forward_intermediates(images, [2, -4, 2], intermediates_only=True)
+    assert [torch.equal(*pair) for pair in zip(chosen, [maps[0], maps[2]], strict=True)] == [True, True]
 
 
 @DESIGNS
@@ -105,6 +114,23 @@ def test_pruned_models_have_no_unused_parameters(design, indices, images):
     assert model.forward_features(images).shape[1] == model.num_features
     rebuilt = ScalableViT(**model.config)
     assert len(rebuilt.stages) == len(model.stages) == len(model.feature_info)
+
+
+@DESIGNS
+@pytest.mark.parametrize("prune_head", [False, True])
+def test_a_head_of_another_width_goes_with_the_stage_it_belongs_to(design, prune_head, images):
+    model = small_network(design, head_dropout=0.5).eval()
+    logits = model(images)
+    model.prune_intermediate_layers([3], prune_head=False)
+    assert torch.equal(model(images), logits)
+    model.prune_intermediate_layers((0, 2), prune_head=prune_head)
+    assert model(images).shape == (2, 24, 4, 6)
+    assert not any(module.training for module in model.modules())
+    model.reset_classifier(3, "avg")
+    assert model(images).shape == (2, 3)
+    assert model.head_hidden_size == 24
+    assert model.head.dropout.p == 0.5
+    assert not any(module.training for module in model.modules())
 
 
 @DESIGNS

@@ -85,11 +85,13 @@ def check_count(name: str, value: int, *, minimum: int = 1) -> int:
     return value
 
 
-def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Which of `count` stages are meant: the last n for an integer n, all for None, negative ones from the end.
+def take_indices(count: int, indices: int | list[int] | None) -> list[int]:
+    """Which of `count` stages are meant, in running order: the last n for an integer n, all for None, or those named.
+
+    Names are positions, negative ones from the end. TorchScript compiles this function.
 
     Raises:
-        ValueError: If an index lies outside the stages.
+        ValueError: If none is meant, or an index lies outside the stages.
     """
     if indices is None:
         return list(range(count))
@@ -97,9 +99,17 @@ def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
         if not 1 <= indices <= count:
             raise ValueError(f"indices is {indices}; as an integer it is how many of the last stages, 1 to {count}")
         return list(range(count - indices, count))
+    if len(indices) == 0:
+        raise ValueError(f"indices is empty; it must name at least one stage, 0 to {count - 1}, or be None for all")
+    named: list[int] = []
     for index in indices:
         if not -count <= index < count:
             raise ValueError(
                 f"indices holds {index}; there are {count} stages, so it must lie in {-count} to {count - 1}"
             )
-    return [index % count for index in indices]
+        named.append(index % count)
+    taken: list[int] = []
+    for stage in range(count):
+        if stage in named:
+            taken.append(stage)  # TorchScript has no condition in a comprehension
+    return taken

@@ -16,6 +16,10 @@ POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
 HIDDEN_UNITS = 4096
 
 
+class PoolingWidthError(ValueError, AssertionError):
+    """A pooling whose features do not fit the trained layers of the head; timm's callers look for AssertionError."""
+
+
 class GlobalPool(nn.Module):
     """Pools a map over its positions: (b, c, h, w) to (b, c); ``""`` leaves the map, channels last: (b, h, w, c).
 
@@ -121,11 +125,12 @@ class ClassifierHead(nn.Module):
             self.pool = pool
         requires_grad = all(p.requires_grad for p in self.classifier.parameters())
         self.classifier = self._new_classifier(num_classes, **factory).requires_grad_(requires_grad)
+        self.train(self.training)  # what is new follows
 
     def _check_width(self, pool: GlobalPool) -> None:
         parts = [m for m in (self.norm, self.hidden) if not isinstance(m, nn.Identity)]
         if parts and pool.feature_factor() != self.pool.feature_factor():
-            raise ValueError(
+            raise PoolingWidthError(
                 f"global_pool cannot change from {self.pool.pooling!r} to {pool.pooling!r}: the head's trained layers"
                 f" are {self.dim * self.pool.feature_factor()} wide. Build the model with global_pool={pool.pooling!r}"
             )

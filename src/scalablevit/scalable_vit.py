@@ -3,8 +3,7 @@
 Axes: b batch, h height, w width, c channels. Images and feature maps are (b, c, h, w) outside, (b, h, w, c) inside.
 """
 
-from __future__ import annotations
-
+# No annotations as strings here: FX copies them into the code of its graphs, which TorchScript then cannot read.
 from collections.abc import Sequence
 from typing import Any
 
@@ -210,7 +209,7 @@ class ScalableViT(nn.Module):
     def forward_intermediates(
         self,
         images: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -220,9 +219,9 @@ class ScalableViT(nn.Module):
 
         Args:
             images: (b, channels, height, width).
-            indices: Which stages: the last n for an integer n, all for None, or a sequence of positions.
-            norm: Whether the norm that ends the last stage is applied to its map too. The norms that end earlier
-                stages (in the vit-pytorch form) belong to the network and are always applied.
+            indices: Which stages: the last n for an integer n, all for None, or their positions in any order.
+            norm: Changes nothing: a norm that ends a stage belongs to it, and its map is always normed. timm asks for
+                the argument.
             stop_early: Whether to stop after the last chosen stage.
             output_fmt: ``"NCHW"``, (b, c, h, w), or ``"NHWC"``.
             intermediates_only: Whether to leave out the last feature map.
@@ -235,34 +234,31 @@ class ScalableViT(nn.Module):
             ValueError: If `indices` or `output_fmt` is not possible, or the images are not.
         """
         if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt is {output_fmt!r}; it must be 'NCHW' or 'NHWC'")
+            raise ValueError(f"output_fmt is {output_fmt}; it must be NCHW or NHWC")
         taken = take_indices(len(self.stages), indices)
         check_images(images, self.in_chans)
+        last = taken[-1] if stop_early else len(self.stages) - 1
         x = images.permute(0, 2, 3, 1)
         maps: list[Tensor] = []
         for index, stage in enumerate(self.stages):
-            if stop_early and index > max(taken):
-                break
-            assert isinstance(stage, Stage)
-            x = stage.forward_without_norm(x)
-            normed = stage.norm(x)
-            is_output = self.design.output_norm == "last stage" and index == len(self.stages) - 1
-            if index in taken:
-                chosen = x if is_output and not norm else normed
-                maps.append(chosen.permute(0, 3, 1, 2) if output_fmt == "NCHW" else chosen)
-            x = normed
-        return maps if intermediates_only else (x.permute(0, 3, 1, 2), maps)
+            if index <= last:
+                x = stage(x)
+                if index in taken:
+                    maps.append(x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x)
+        if intermediates_only:
+            return maps
+        return x.permute(0, 3, 1, 2), maps
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the stages after the last of `indices`, and on request the output norm and the head.
+        """Removes the stages after the last of `indices`, and on request the head.
 
         Args:
             indices: As in `forward_intermediates`.
-            prune_norm: Whether to remove the norm that ends the last stage in the paper form. It goes in any case with
-                the stage it belongs to.
-            prune_head: Whether to remove the classifier and the pooling.
+            prune_norm: Changes nothing: a norm that ends a stage goes with it, and stays with it.
+            prune_head: Whether to remove the classifier and the pooling. They go in any case with the last stage, of
+                whose width they are.
 
         Returns:
             The positions of the stages that `indices` means.
@@ -270,17 +266,19 @@ class ScalableViT(nn.Module):
         Raises:
             ValueError: If an index lies outside the stages.
         """
-        taken = take_indices(len(self.stages), indices)
-        kept = max(taken) + 1
-        if prune_norm and self.design.output_norm == "last stage":
-            self._stages()[-1].norm = nn.Identity()
+        taken = take_indices(len(self.stages), list(indices) if isinstance(indices, Sequence) else indices)
+        kept = taken[-1] + 1
+        is_shortened = kept < len(self.stages)
         self.stages = self.stages[:kept]
+        self.stages.training = self.training  # the sequence is new, what it holds is not
         self.feature_info = self.feature_info[:kept]
         self.num_features = self.feature_info[-1]["num_chs"]
         for name in StageConfig.__dataclass_fields__:
             self._arguments[name] = self._arguments[name][:kept]
-        if prune_head:
-            self.head = ClassifierHead(self.num_features, 0, kind="linear", norm_eps=None, pooling="", dropout=0.0)
+        if prune_head or is_shortened:
+            dropout = self.head.dropout.p
+            head = ClassifierHead(self.num_features, 0, kind="linear", norm_eps=None, pooling="", dropout=dropout)
+            self.head = head.train(self.training)
             self.num_classes, self.global_pool = 0, ""
         return taken
 

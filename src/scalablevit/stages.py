@@ -90,13 +90,10 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.forward_without_norm(x))
-
-    def forward_without_norm(self, x: Tensor) -> Tensor:
-        """The map before the stage's norm."""
         x = self.patch_embedding(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             for layer in self.layers:
                 x = checkpoint(layer, x, use_reentrant=False)
-            return x
-        return self.layers(x)
+        else:
+            x = self.layers(x)
+        return self.norm(x)

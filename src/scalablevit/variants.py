@@ -24,6 +24,7 @@ class Variant:
 
     name: str
     arguments: dict[str, Any] = field(repr=False)
+    image_size: int = 224  # pixels of the images that it is made for; it takes others
     published: Published | None = None
 
     def build(self, num_classes: int = 1000, **overrides: Any) -> ScalableViT:
@@ -48,6 +49,7 @@ VARIANTS: dict[str, Variant] = {
                 "head": "linear",
                 "patch_size": 2,
             },
+            image_size=64,
         ),
         Variant(
             name="scalablevit_tiny",

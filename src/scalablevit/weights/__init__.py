@@ -1,11 +1,12 @@
 """Weights: files, folders, and the conversion between the layouts of the published implementations."""
 
 from scalablevit.weights.arguments import infer_arguments
-from scalablevit.weights.conversion import convert_state_dict
+from scalablevit.weights.conversion import convert_checkpoint, convert_state_dict
 from scalablevit.weights.files import read_weights
 from scalablevit.weights.folders import is_multi_label, load_model, read_config, save_model
 
 __all__ = [
+    "convert_checkpoint",
     "convert_state_dict",
     "infer_arguments",
     "is_multi_label",

@@ -13,7 +13,7 @@ from scalablevit.scalable_vit import ScalableViT
 from scalablevit.weights.arguments import arguments_of
 from scalablevit.weights.layouts import FOREIGN_LAYOUTS, LAYOUTS, OWN_LAYOUT, detect_layout
 from scalablevit.weights.rules import ForeignLayout, pairings, split, stack
-from scalablevit.weights.state_dicts import Shapes, differences, shapes_of, unwrap
+from scalablevit.weights.state_dicts import Shapes, differences, shape_of, shapes_of, unwrap
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], model: ScalableViT, to: str = "scalablevit") -> dict[str, Tensor]:
@@ -53,6 +53,35 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: ScalableViT, to: st
     return own if to == OWN_LAYOUT else _to_foreign(own, model, FOREIGN_LAYOUTS[to])
 
 
+def convert_checkpoint(checkpoint: Mapping[str, Any], model: ScalableViT) -> dict[str, Tensor]:
+    """What a checkpoint of any known layout holds of a model's parameters, under the model's names.
+
+    Other than for `convert_state_dict` the checkpoint may be of a network with other classes, channels or another kind
+    of head, or have no head, or no classifier. Such parameters come out with the shapes they have, or not at all, for
+    whoever loads them to adapt; all others are there, and fit.
+
+    Args:
+        checkpoint: As for `convert_state_dict`.
+        model: The model that is to start from it. It is not changed.
+
+    Returns:
+        The tensors; those of our own layout as they are, those of another in memory of their own.
+
+    Raises:
+        ValueError: If the layout is unknown, or a foreign one is of another network.
+    """
+    state = unwrap(checkpoint)
+    name = detect_layout(state)
+    if name == OWN_LAYOUT:
+        return state
+    layout, shapes = FOREIGN_LAYOUTS[name], shapes_of(state)
+    found = layout.read_model(shapes)
+    channels = shape_of(shapes, layout.first_conv, 4)[1]
+    adapted = {"num_classes": found["num_classes"], "head": found["head"], "channels": channels, "global_pool": "avg"}
+    source = ScalableViT(**{**model.config, **adapted}, device="meta")
+    return _to_own(state, source, layout, has_head=any(name.startswith(layout.head_prefix) for name in shapes))
+
+
 def _checked_own(state: Mapping[str, Tensor], model: ScalableViT) -> dict[str, Tensor]:
     expected = shapes_of(model.state_dict())
     problem = differences(shapes_of(state), expected)
@@ -64,11 +93,13 @@ def _checked_own(state: Mapping[str, Tensor], model: ScalableViT) -> dict[str, T
     return {name: state[name].detach().clone() for name in expected}
 
 
-def _to_own(state: Mapping[str, Tensor], model: ScalableViT, layout: ForeignLayout) -> dict[str, Tensor]:
+def _to_own(
+    state: Mapping[str, Tensor], model: ScalableViT, layout: ForeignLayout, *, has_head: bool = True
+) -> dict[str, Tensor]:
     shapes = shapes_of(state)
     layout.check_names(shapes)
     _check_design(model, layout)
-    pairs = pairings(model, layout)
+    pairs = [pair for pair in pairings(model, layout) if has_head or not pair.ours.startswith("head.")]
     expected = {name: shape for pair in pairs for name, shape in pair.theirs.items()}
     problem = differences(shapes, expected)
     if problem:

@@ -8,7 +8,7 @@ from typing import Any
 
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.variants import VARIANTS
-from scalablevit.weights.layouts import LAYOUT_VERSION
+from scalablevit.weights.layouts import CLASSIFIER, FIRST_CONV, LAYOUT_VERSION
 
 # The fields of timm's PretrainedCfg that a user may say; timm refuses a file with a field that it does not know.
 PRETRAINED_FIELDS = frozenset(
@@ -23,10 +23,10 @@ PRETRAINED_FIELDS = frozenset(
 # What transformers calls it.
 MULTI_LABEL = "multi_label_classification"
 
+# Arguments that belong to a training rather than to a network.
+_DROP_RATES = frozenset({"dropout", "attention_dropout", "head_dropout", "drop_path"})
 # Arguments that leave a named variant what it is.
-_FREE_ARGUMENTS = frozenset(
-    {"num_classes", "channels", "dropout", "attention_dropout", "head_dropout", "drop_path", "global_pool"}
-)
+_FREE_ARGUMENTS = _DROP_RATES | {"num_classes", "channels", "global_pool"}
 
 
 def config_text(
@@ -49,8 +49,9 @@ def config_text(
     """
     from scalablevit import __version__  # while this module is imported the package is still half made
 
+    architecture = architecture_name(model.config)
     config: dict[str, Any] = {
-        "architecture": architecture_name(model.config),
+        "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "global_pool": model.global_pool,
@@ -59,7 +60,9 @@ def config_text(
         config["label_names"] = _checked_labels(labels, model.num_classes)
     if multi_label:
         config["problem_type"] = MULTI_LABEL
-    config["pretrained_cfg"] = _pretrained_cfg(model, dict(pretrained_cfg or {}))
+    config["model_args"] = _model_args(model, is_named=architecture in VARIANTS)
+    image_size = VARIANTS[architecture].image_size if architecture in VARIANTS else 224
+    config["pretrained_cfg"] = _pretrained_cfg(model, dict(pretrained_cfg or {}), image_size)
     config["scalablevit"] = {"layout_version": LAYOUT_VERSION, "version": __version__, "arguments": model.config}
     try:
         return json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -80,14 +83,25 @@ def architecture_name(config: Mapping[str, Any]) -> str:
     return "scalablevit"
 
 
-def _pretrained_cfg(model: ScalableViT, given: dict[str, Any]) -> dict[str, Any]:
+def _model_args(model: ScalableViT, *, is_named: bool) -> dict[str, Any]:
+    """What timm, beside the architecture, makes the model again with.
+
+    The number of classes is not among it: timm has it from elsewhere in the file, and transformers gives it beside
+    these and would give it twice. Neither are drop rates, which timm leaves to the next training.
+    """
+    config = model.config
+    network = {} if is_named else {name: value for name, value in config.items() if name not in _FREE_ARGUMENTS}
+    return {"in_chans": config["channels"], "global_pool": config["global_pool"], **network}
+
+
+def _pretrained_cfg(model: ScalableViT, given: dict[str, Any], image_size: int) -> dict[str, Any]:
     unknown = sorted(set(given) - PRETRAINED_FIELDS)
     if unknown:
         possible = ", ".join(sorted(PRETRAINED_FIELDS))
         raise ValueError(f"pretrained_cfg has the field {unknown[0]!r}; it may have {possible}")
     channels, is_rgb = model.in_chans, model.in_chans == 3
     usual = {
-        "input_size": [channels, 224, 224],
+        "input_size": [channels, image_size, image_size],
         "fixed_input_size": False,
         "interpolation": "bicubic",
         "crop_pct": 0.875,
@@ -97,8 +111,8 @@ def _pretrained_cfg(model: ScalableViT, given: dict[str, Any]) -> dict[str, Any]
     }
     facts = {
         "num_classes": model.num_classes,
-        "first_conv": "stages.0.patch_embedding.conv",
-        "classifier": "head.classifier",
+        "first_conv": FIRST_CONV,
+        "classifier": CLASSIFIER,
     }
     for name, value in facts.items():
         if given.get(name, value) != value:

@@ -41,8 +41,8 @@ def save_model(
         model: The model. Its parameters are written in their own types.
         path: The folder; made if it does not exist. Other files in it are left alone.
         labels: Names of the classes, in the order of the logits.
-        pretrained_cfg: Fields of timm's ``PretrainedCfg`` that differ from the usual ones (224 pixels, ImageNet's mean
-            and standard deviation, or 0.5 if there are not three channels, bicubic, crop 0.875).
+        pretrained_cfg: Fields of timm's ``PretrainedCfg`` that differ from the usual ones (224 pixels, 64 for nano;
+            ImageNet's mean and standard deviation, or 0.5 if there are not three channels; bicubic, crop 0.875).
         multi_label: Whether the model gives any number of labels to an image, each with a probability of its own.
 
     Raises:
@@ -104,8 +104,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         path: The folder.
 
     Returns:
-        ``architecture``, ``num_classes``, ``num_features``, ``global_pool``, ``label_names`` (where there are labels)
-        and ``pretrained_cfg``, as timm has them, and ``scalablevit``, with ``arguments`` for `ScalableViT`.
+        ``architecture``, ``num_classes``, ``num_features``, ``global_pool``, ``label_names`` (where there are labels),
+        ``model_args`` and ``pretrained_cfg``, as timm has them, and ``scalablevit``, with ``arguments`` for
+        `ScalableViT`.
 
     Raises:
         ValueError: If there is no such file, `save_model` did not write it, or a newer version did.

@@ -14,6 +14,8 @@ from scalablevit.weights.state_dicts import listed
 
 LAYOUT_VERSION = 1  # raised whenever a name or shape of our own layout changes
 OWN_LAYOUT = "scalablevit"
+FIRST_CONV = "stages.0.patch_embedding.conv"  # modules of our own layout, whose shapes hang on images and classes
+CLASSIFIER = "head.classifier"
 FOREIGN_LAYOUTS: dict[str, ForeignLayout] = {layout.name: layout for layout in (vit_pytorch.LAYOUT, paper.LAYOUT)}
 LAYOUTS = (OWN_LAYOUT, *FOREIGN_LAYOUTS)
 

@@ -146,6 +146,7 @@ LAYOUT = ForeignLayout(
     free_fields=frozenset({"name", "head", "qkv_bias", "patch_dropout", "initialisation"}),
     first_conv="patch_embeds.0.proj.weight",
     patch_size=4,
+    head_prefix="head.",
     head_width=32,
     marker=r"patch_embeds\.|pos_block\.|stages\.\d+\.\d+\.",
     rules=RULES,

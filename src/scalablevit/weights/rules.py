@@ -82,7 +82,8 @@ class ForeignLayout:
         free_fields: Fields of `Design` in which a model may differ and still be expressed.
         first_conv: Name of the weight of its first convolution.
         patch_size: Its only patch size of which the convolution is ours.
-        head_width: Channels of a head in its published networks; None where nothing is fixed.
+        head_prefix: How the names of the classifier's head begin.
+        head_width: Channels of an attention head in its published networks; None where nothing is fixed.
         marker: Regular expression of names that only this layout has.
         rules: The table. For each of our parameters the first rule that matches holds.
         check_names: Raises a ValueError for shapes that no model of ours can have.
@@ -97,6 +98,7 @@ class ForeignLayout:
     free_fields: frozenset[str]
     first_conv: str
     patch_size: int
+    head_prefix: str
     head_width: int | None
     marker: str
     rules: Sequence[Rule]

@@ -74,12 +74,13 @@ def read_model(shapes: Shapes) -> dict[str, Any]:
     """What the weights say of the model as a whole, as arguments of `ScalableViT`.
 
     Raises:
-        ValueError: If a parameter that says it is missing.
+        ValueError: If the classifier's weight is no matrix.
     """
+    classifier = "mlp_head.2.weight"
     return {
         "design": VIT_PYTORCH.name,
         "head": "linear",
-        "num_classes": shape_of(shapes, "mlp_head.2.weight", 2)[0],
+        "num_classes": shape_of(shapes, classifier, 2)[0] if classifier in shapes else 0,
     }
 
 
@@ -103,6 +104,7 @@ LAYOUT = ForeignLayout(
     free_fields=frozenset({"name", "head", "patch_dropout", "initialisation"}),
     first_conv="to_patches.weight",
     patch_size=4,
+    head_prefix="mlp_head.",
     head_width=None,
     marker=r"to_patches\.|layers\.\d+\.(0\.layers|1\.conv)\.|mlp_head\.",
     rules=RULES,
