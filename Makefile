@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+TIMM_MODELS ?= scalablevit_nano scalablevit_tiny scalablevit_small scalablevit
 
-.PHONY: help demo test test-slow test-lowest check format benchmark clean
+.PHONY: help demo test test-slow test-lowest timm-suite check format benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +35,9 @@ test-lowest: ## the tests with the lowest supported versions, in a virtual envir
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint tests/lowest-versions.txt
 	.venv-lowest/bin/python -m pytest -n auto -m "not slow"
+
+timm-suite: $(VENV)/.installed-dev ## timm's own tests of models, run against ours (TIMM_MODELS=... for others)
+	$(BIN)/python -m tests.timm_suite $(TIMM_MODELS)
 
 check: $(VENV)/.installed-dev ## format, lint, types and import rules
 	$(BIN)/ruff format --check .
