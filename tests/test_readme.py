@@ -1,30 +1,18 @@
 """The README's blocks run and print what they say."""
 
-import contextlib
-import io
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+from tests.documents import ROOT, blocks, printed, promised, read
+
+README = read("README.md")
+BLOCKS = [block for _, block in blocks(README, "python")]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n", 1)[0])
 def test_a_block_prints_what_its_comments_say(block):
-    promised = []
-    lines = block.splitlines()
-    for number, line in enumerate(lines):
-        if line.startswith("print("):
-            following = lines[number + 1] if number + 1 < len(lines) else ""
-            same_line = re.search(r"\)\s+# (.*)$", line)
-            promised.append(same_line.group(1) if same_line else following.removeprefix("# "))
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(block, "README.md", "exec"), {})
-    assert printed.getvalue().splitlines() == promised
+    assert printed(block) == promised(block)
 
 
 def test_there_are_blocks():

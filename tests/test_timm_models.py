@@ -193,6 +193,7 @@ def test_features_only_compiles_in_one_piece(design):
     assert counter.frame_count <= 3
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_created_model_is_exported_like_any_other(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = randomise(create(design="paper")).eval()
