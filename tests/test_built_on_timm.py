@@ -168,7 +168,7 @@ def test_transformers_saves_what_timm_and_we_read(saved, tmp_path):
     assert torch.equal(load_model(tmp_path / "again")(images), model(images))
 
 
-def test_transformers_takes_backbones_and_other_classes(saved):
+def test_transformers_takes_backbones_and_other_classes(saved, tmp_path):
     transformers = pytest.importorskip("transformers")
     folder, model = saved
     images = torch.randn(2, 3, 50, 40)
@@ -184,3 +184,5 @@ def test_transformers_takes_backbones_and_other_classes(saved):
     ).eval()
     assert other(images).logits.shape == (2, 5)
     assert torch.equal(other.timm_model.forward_features(images), model.forward_features(images))
+    other.save_pretrained(tmp_path / "other")
+    assert torch.equal(load_model(tmp_path / "other")(images), other(images).logits)

@@ -22,6 +22,7 @@ from scalablevit.design import PAPER, VIT_PYTORCH
 from scalablevit.exporting import export_onnx, export_program
 from scalablevit.timm_models import TimmScalableViT
 from scalablevit.variants import VARIANTS
+from scalablevit.weights import read_config
 from tests.networks import SIZES, randomise
 from tests.references import golden_case
 
@@ -353,9 +354,19 @@ def test_timms_own_folders_come_back_bit_by_bit(design, changes, tmp_path):
     model = randomise(create(design=design, **changes)).eval()
     model.reset_classifier(3)
     save_for_hf(model, tmp_path, safe_serialization=True)
-    back = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.randn(1, model.in_chans, 37, 29)
-    assert torch.equal(back(images), model(images))
+    for back in (timm.create_model(f"local-dir:{tmp_path}", pretrained=True), load_model(tmp_path)):
+        assert torch.equal(back.eval()(images), model(images))
+        assert back.config == model.config
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_timms_folders_of_a_named_network_are_ours_as_well(safe, tmp_path):
+    model = randomise(timm.create_model("scalablevit_nano", num_classes=3, in_chans=1, drop_path_rate=0.1)).eval()
+    save_for_hf(model, tmp_path, model_config={"label_names": ["a", "b", "c"]}, safe_serialization=safe)
+    images = torch.randn(1, 1, 37, 29)
+    assert torch.equal(load_model(tmp_path)(images), model(images))
+    assert read_config(tmp_path)["label_names"] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("name", ["scalablevit", "scalablevit_nano"])

@@ -20,22 +20,13 @@ from timm.models._features import FeatureGetterNet  # exported nowhere else
 from torch import Tensor
 
 from scalablevit.scalable_vit import ScalableViT
-from scalablevit.variants import VARIANTS
+from scalablevit.variants import UNNAMED, VARIANTS
 from scalablevit.weights import convert_checkpoint
 from scalablevit.weights.layouts import CLASSIFIER, FIRST_CONV
 
 __all__ = ["FeatureGetter", "TimmScalableViT", "checkpoint_filter_fn"]
 
-_ARGUMENTS: dict[str, dict[str, Any]] = {
-    **{name: variant.arguments for name, variant in VARIANTS.items()},
-    "scalablevit": {
-        "dim": (64, 128, 256, 512),
-        "depth": (1, 1, 10, 1),
-        "heads": (2, 4, 8, 16),
-        "reduction_factor": (8, 4, 2, 1),
-        "window_size": 7,
-    },
-}
+_NETWORKS = {**VARIANTS, UNNAMED.name: UNNAMED}
 
 
 class TimmScalableViT(ScalableViT):
@@ -100,9 +91,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: ScalableViT) -> d
 
 
 def _default_cfg(name: str) -> dict[str, Any]:
-    arguments = _ARGUMENTS[name]
-    size = VARIANTS[name].image_size if name in VARIANTS else 224
-    stride = arguments.get("patch_size", 4) * 2 ** (len(arguments["depth"]) - 1)
+    network = _NETWORKS[name]
+    size = network.image_size
+    stride = network.arguments.get("patch_size", 4) * 2 ** (len(network.arguments["depth"]) - 1)
     return {
         "url": "",
         "num_classes": 1000,
@@ -122,7 +113,7 @@ def _default_cfg(name: str) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({f"{name}.untrained": _default_cfg(name) for name in _ARGUMENTS})
+default_cfgs = generate_default_cfgs({f"{name}.untrained": _default_cfg(name) for name in _NETWORKS})
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> TimmScalableViT | FeatureGetter:
@@ -132,7 +123,7 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> TimmScalableViT | Fea
             f"feature_cls is {feature_cls!r}; it must be 'getter', or be left out: maps are channels-last inside, and"
             " timm's other extractors, which run or hook a model's children, would give them so"
         )
-    arguments = {**_ARGUMENTS[name], **kwargs}
+    arguments = {**_NETWORKS[name].arguments, **kwargs}
     depth = arguments["depth"]
     stages = 1 if isinstance(depth, int) else len(depth)
     return build_model_with_cfg(

@@ -97,6 +97,19 @@ VARIANTS: dict[str, Variant] = {
     )
 }
 
+# What timm knows as "scalablevit", the name of a network that is none of the variants, unless it is given arguments.
+UNNAMED = Variant(
+    name="scalablevit",
+    arguments={
+        "design": "vit-pytorch",
+        "window_size": 7,
+        "reduction_factor": (8, 4, 2, 1),
+        "dim": (64, 128, 256, 512),
+        "depth": (1, 1, 10, 1),
+        "heads": (2, 4, 8, 16),
+    },
+)
+
 
 def _factory(name: str, summary: str) -> Callable[..., ScalableViT]:
     variant = VARIANTS[name]

@@ -248,14 +248,16 @@ def change_config(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda config: config.pop("scalablevit"), r"config\.json was not written by scalablevit"),
-        (lambda config: config.update(scalablevit={"layout_version": 1}), "was not written by scalablevit"),
+        (
+            lambda config: config.update(scalablevit={"layout_version": 1}, architecture="resnet18"),
+            r"config\.json is not of a network of scalablevit",
+        ),
         (lambda config: config["scalablevit"].update(layout_version=2), "holds layout version 2, .*pip install"),
         (lambda config: config["scalablevit"].update(layout_version="1"), "holds the layout version '1'"),
         (lambda config: config["scalablevit"]["arguments"].update(wings=2), "make no model: .*wings"),
         (lambda config: config["scalablevit"]["arguments"].update(dim=-1), r"make no model: dim is \[-1, -2\]"),
         (
-            lambda config: config["scalablevit"]["arguments"].update(num_classes=4),
+            lambda config: config.update(num_classes=4),
             r"model\.safetensors does not fit the model of config\.json .*head\.classifier\.weight is \[3, 32\]",
         ),
     ],
@@ -277,7 +279,7 @@ def test_folders_without_a_model_are_named(tmp_path):
         load_model(tmp_path)
     for content in ("{", "[1]", '"text"'):
         file.write_text(content, encoding="utf-8")
-        with pytest.raises(ValueError, match=r"config\.json (is not JSON|was not written by scalablevit)"):
+        with pytest.raises(ValueError, match=r"config\.json is not (JSON|of a network of scalablevit)"):
             load_model(tmp_path)
     with pytest.raises(ValueError, match=r"config\.json is a file, not a folder"):
         read_config(file)

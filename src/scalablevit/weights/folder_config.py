@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scalablevit.scalable_vit import ScalableViT
-from scalablevit.variants import VARIANTS
+from scalablevit.variants import UNNAMED, VARIANTS, Variant
 from scalablevit.weights.layouts import CLASSIFIER, FIRST_CONV, LAYOUT_VERSION
 
 # The fields of timm's PretrainedCfg that a user may say; timm refuses a file with a field that it does not know.
@@ -49,9 +49,9 @@ def config_text(
     """
     from scalablevit import __version__  # while this module is imported the package is still half made
 
-    architecture = architecture_name(model.config)
+    variant = _variant_of(model.config)
     config: dict[str, Any] = {
-        "architecture": architecture,
+        "architecture": variant.name,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "global_pool": model.global_pool,
@@ -60,9 +60,8 @@ def config_text(
         config["label_names"] = _checked_labels(labels, model.num_classes)
     if multi_label:
         config["problem_type"] = MULTI_LABEL
-    config["model_args"] = _model_args(model, is_named=architecture in VARIANTS)
-    image_size = VARIANTS[architecture].image_size if architecture in VARIANTS else 224
-    config["pretrained_cfg"] = _pretrained_cfg(model, dict(pretrained_cfg or {}), image_size)
+    config["model_args"] = _model_args(model, is_named=variant is not UNNAMED)
+    config["pretrained_cfg"] = _pretrained_cfg(model, dict(pretrained_cfg or {}), variant.image_size)
     config["scalablevit"] = {"layout_version": LAYOUT_VERSION, "version": __version__, "arguments": model.config}
     try:
         return json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -74,13 +73,33 @@ def config_text(
 
 def architecture_name(config: Mapping[str, Any]) -> str:
     """The variant that a `config` is, whatever its classes, channels, pooling and drop rates; else "scalablevit"."""
+    return _variant_of(config).name
+
+
+def network_arguments(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments of `ScalableViT` that a ``config.json`` says, of this package or of timm; None if it says none.
+
+    What stands beside them goes first: transformers changes the number of classes there, and timm leaves the rest out.
+    """
+    own = config.get("scalablevit")
+    if isinstance(own, dict) and isinstance(own.get("arguments"), dict):
+        arguments = own["arguments"]
+    elif config.get("architecture") in (UNNAMED.name, *VARIANTS) and isinstance(config.get("model_args", {}), dict):
+        given = {"channels" if name == "in_chans" else name: v for name, v in config.get("model_args", {}).items()}
+        arguments = {**VARIANTS.get(config["architecture"], UNNAMED).arguments, **given}
+    else:
+        return None
+    return {**arguments, "num_classes": config["num_classes"]} if "num_classes" in config else arguments
+
+
+def _variant_of(config: Mapping[str, Any]) -> Variant:
     for variant in VARIANTS.values():
         if list(variant.arguments["depth"]) != config["depth"]:
             continue  # spares the construction
         other = variant.build(device="meta").config
         if all(config[name] == other[name] for name in other if name not in _FREE_ARGUMENTS):
-            return variant.name
-    return "scalablevit"
+            return variant
+    return UNNAMED
 
 
 def _model_args(model: ScalableViT, *, is_named: bool) -> dict[str, Any]:

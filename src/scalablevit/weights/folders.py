@@ -19,11 +19,12 @@ from torch import Tensor
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.suggestions import nearest_path
 from scalablevit.weights.files import read_weights
-from scalablevit.weights.folder_config import MULTI_LABEL, config_text
+from scalablevit.weights.folder_config import MULTI_LABEL, config_text, network_arguments
 from scalablevit.weights.layouts import LAYOUT_VERSION, check_layout_version
 from scalablevit.weights.state_dicts import differences, shapes_of
 
 WEIGHTS_FILE = "model.safetensors"
+TIMM_WEIGHTS_FILE = "pytorch_model.bin"  # of timm's save_for_hf, unless it is told otherwise
 CONFIG_FILE = "config.json"
 
 
@@ -71,13 +72,14 @@ def load_model(
     """The model that `save_model` wrote, in eval mode.
 
     Args:
-        path: The folder; a run folder, which holds the same files, does as well.
+        path: The folder; a run folder, which holds the same files, does as well, and so does one that timm's
+            ``save_for_hf`` or transformers' ``save_pretrained`` wrote of a network of ours.
         device: Where the parameters go; None: the CPU.
         dtype: Type of the parameters; None: as they were saved.
 
     Raises:
-        ValueError: If the folder does not hold a model that `save_model` wrote, or a newer version wrote it, or `dtype`
-            is no floating-point type.
+        ValueError: If the folder does not hold such a model, or a newer version wrote it, or `dtype` is no
+            floating-point type.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; it must be a floating-point type, such as torch.bfloat16")
@@ -86,7 +88,7 @@ def load_model(
         model = ScalableViT(**config["scalablevit"]["arguments"], device="meta")
     except (TypeError, ValueError) as error:
         raise ValueError(f"the arguments in {Path(path) / CONFIG_FILE} make no model: {error}") from error
-    file = Path(path) / WEIGHTS_FILE
+    file = weights_file(path)
     state = read_weights(file, device=device)
     problem = differences(shapes_of(state), shapes_of(model.state_dict()))
     if problem:
@@ -97,11 +99,18 @@ def load_model(
     return model.eval()
 
 
+def weights_file(folder: str | Path) -> Path:
+    """The file with the weights in a folder that holds a model, whether it is there or not."""
+    file = Path(folder) / WEIGHTS_FILE
+    timms = file.with_name(TIMM_WEIGHTS_FILE)
+    return timms if timms.is_file() and not file.exists() else file
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """What ``config.json`` of a folder by `save_model` says.
 
     Args:
-        path: The folder.
+        path: The folder, as for `load_model`.
 
     Returns:
         ``architecture``, ``num_classes``, ``num_features``, ``global_pool``, ``label_names`` (where there are labels),
@@ -109,7 +118,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         `ScalableViT`.
 
     Raises:
-        ValueError: If there is no such file, `save_model` did not write it, or a newer version did.
+        ValueError: If there is no such file, it is not of a network of ours, or a newer version wrote it.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -126,16 +135,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}): save the model anew") from error
-    own = config.get("scalablevit") if isinstance(config, dict) else None
-    if not isinstance(own, dict) or not isinstance(own.get("arguments"), dict):
+    arguments = network_arguments(config) if isinstance(config, dict) else None
+    if arguments is None:
         raise ValueError(
-            f"{file} was not written by scalablevit (it has no arguments under the key 'scalablevit'): build the model"
-            " yourself and load its weights through convert_state_dict"
+            f"{file} is not of a network of scalablevit (it has no arguments under the key 'scalablevit', and its"
+            " architecture is no scalablevit_*): build the model yourself and load its weights through"
+            " convert_state_dict"
         )
     if not isinstance(config.get("pretrained_cfg"), dict):
         raise ValueError(f"{file} does not say under pretrained_cfg what images the model takes: save the model anew")
+    own = config.setdefault("scalablevit", {"layout_version": LAYOUT_VERSION})
     check_layout_version(own.get("layout_version"), str(file))
-    return config
+    return {**config, "scalablevit": {**own, "arguments": arguments}}
 
 
 def is_multi_label(config: Mapping[str, Any]) -> bool:
