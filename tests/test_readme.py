@@ -16,7 +16,7 @@ def test_a_block_prints_what_its_comments_say(block):
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_every_file_that_is_named_exists():
