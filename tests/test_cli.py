@@ -14,24 +14,9 @@ from safetensors.torch import load_file
 from scalablevit import __version__, extras
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.cli import VERBS, main
-from tests.classification.conftest import CHOSEN, TINY, one_thread, write_images  # noqa: F401  # a fixture
+from tests.conftest import CHOSEN, TINY, write_images
 
 OPTIONS = [f"--{name}={value}" for name, value in TINY.items()]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_images(folder / "train", 8, seed=0)
-    write_images(folder / "val", 2, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", str(data), "--out", str(folder), *OPTIONS]) == 0
-    return folder
 
 
 def refusal(capsys, *arguments):
@@ -95,7 +80,7 @@ def test_training_tells_how_it_goes(data, tmp_path, capsys):
     lines = lines[len(CHOSEN) :]
     assert len(lines) == 4
     assert lines[0].startswith("scalablevit_nano with 1.2")
-    assert "24 images of 3 classes, at 8x8 pixels in grey" in lines[0]
+    assert "48 images of 3 classes, at 8x8 pixels in grey" in lines[0]
     for epoch, line in enumerate(lines[1:3], 1):
         assert line.startswith(f"epoch {epoch}/2  loss ")
         for part in ("val loss", "val top-1", "lr", "images/s", "left"):
@@ -105,12 +90,12 @@ def test_training_tells_how_it_goes(data, tmp_path, capsys):
     assert lines[3].endswith(f"Report: {tmp_path / 'run' / 'report' / 'index.html'}")
 
 
-def test_evaluates(run, data, capsys):
-    (run / "evaluate.json").unlink()
-    assert main(["evaluate", str(run), str(data)]) == 0
-    result = json.loads((run / "evaluate.json").read_text())
+def test_evaluates(own_run, data, capsys):
+    (own_run / "evaluate.json").unlink()
+    assert main(["evaluate", str(own_run), str(data)]) == 0
+    result = json.loads((own_run / "evaluate.json").read_text())
     *lines, report = capsys.readouterr().out.splitlines()
-    assert report == f"Report: {run / 'report' / 'index.html'}"
+    assert report == f"Report: {own_run / 'report' / 'index.html'}"
     assert lines[-1].startswith(f"top-1 {result['top1']:.1f} %, top-5 100.0 %, loss {result['loss']:.4f}, calibration")
     assert [line.split()[0] for line in lines[:-1]] == ["class", "above", "below", "dark"]
 
@@ -128,21 +113,21 @@ def test_images_that_were_trained_on_are_told(data, tmp_path, capsys):
     shutil.copytree(data / "train", tmp_path / "copy")
     assert main(["evaluate", str(out), str(tmp_path / "copy")]) == 0
     captured = capsys.readouterr()
-    assert "by their names, 18 of the 24 images are among those that the run was trained on" in captured.err
+    assert "by their names, 39 of the 48 images are among those that the run was trained on" in captured.err
     assert f"Report: {out / 'evaluations' / 'copy' / 'report' / 'index.html'}" in captured.out
 
 
-def test_predicts(run, data, capsys):
+def test_predicts(own_run, data, capsys):
     images = [str(data / "val" / name / "000.png") for name in ("above", "dark")]
-    assert main(["predict", str(run), *images, "--top", "2"]) == 0
+    assert main(["predict", str(own_run), *images, "--top", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == images
     assert all(line.count(" %") == 2 for line in lines)
 
 
-def test_a_run_can_be_repeated_from_its_configuration(run, tmp_path, capsys):
-    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
-    first, again = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "again"))
+def test_a_run_can_be_repeated_from_its_configuration(own_run, tmp_path, capsys):
+    assert main(["train", "--config", str(own_run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    first, again = (load_file(folder / "model.safetensors") for folder in (own_run, tmp_path / "again"))
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
@@ -156,7 +141,7 @@ def test_flags_go_before_the_configuration_file(tmp_path, capsys):
     assert printed["flip"] == TrainConfig().flip
 
 
-def test_each_mistake_is_one_line(run, data, tmp_path, capsys):
+def test_each_mistake_is_one_line(own_run, data, tmp_path, capsys):
     out = tmp_path / "run"
     assert "nowhere does not exist" in refusal(capsys, "train", tmp_path / "nowhere", "--out", out)
     assert "data is not given" in refusal(capsys, "train", "--out", out)
@@ -164,10 +149,10 @@ def test_each_mistake_is_one_line(run, data, tmp_path, capsys):
     assert "epochs" in refusal(capsys, "train", data, "--out", out, "--epochs", "many")
     assert "--lr" in refusal(capsys, "train", data, "--out", out, "--lr", "1")
     assert "out" in refusal(capsys, "train", data)
-    assert "holds an earlier run" in refusal(capsys, "train", data, "--out", run)
+    assert "holds an earlier run" in refusal(capsys, "train", data, "--out", own_run)
     assert "no.yaml" in refusal(capsys, "train", "--config", tmp_path / "no.yaml", "--out", out)
     assert "holds no config.json" in refusal(capsys, "evaluate", data, data)
-    assert "device is 'abacus'" in refusal(capsys, "predict", run, "x.png", "--device", "abacus")
+    assert "device is 'abacus'" in refusal(capsys, "predict", own_run, "x.png", "--device", "abacus")
     assert "invalid choice: 'trian'" in refusal(capsys, "trian")
     assert "epochs is 'many'; it must be a whole number" in refusal(
         capsys, "train", data, "--out", out, "--epochs", "many"
@@ -175,18 +160,18 @@ def test_each_mistake_is_one_line(run, data, tmp_path, capsys):
     assert "must be one of muon, adamw" in refusal(capsys, "train", data, "--out", out, "--optimizer=adam")
     assert "did you mean --learning_rate?" in refusal(capsys, "train", data, "--out", out, "--lr", "1")
     assert "out" in refusal(capsys, "train", data)
-    assert "leave --dry-run" in refusal(capsys, "train", "--resume", "--dry-run", "--out", run)
+    assert "leave --dry-run" in refusal(capsys, "train", "--resume", "--dry-run", "--out", own_run)
     near = refusal(capsys, "train", str(data)[:-1] + "x", "--out", out)
     assert f"did you mean {data}?" in near
-    assert "max_unreadable is -1.0" in refusal(capsys, "evaluate", run, data, "--max-unreadable=-1")
+    assert "max_unreadable is -1.0" in refusal(capsys, "evaluate", own_run, data, "--max-unreadable=-1")
     assert not out.exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_mistake_found_by_a_worker_is_one_line_too(run, tmp_path, capsys):
-    write_images(tmp_path, 1, seed=0)
-    (tmp_path / "dark" / "000.png").write_text("no image")
-    message = refusal(capsys, "evaluate", run, tmp_path, "--workers", "1")
+def test_a_mistake_found_by_a_worker_is_one_line_too(own_run, tmp_path, capsys):
+    write_images(tmp_path / "some", 1, seed=0)
+    (tmp_path / "some" / "dark" / "000.png").write_text("no image")
+    message = refusal(capsys, "evaluate", own_run, tmp_path / "some", "--workers", "1")
     assert "1 of 3 images cannot be read" in message
     assert "000.png (is not an image" in message
 

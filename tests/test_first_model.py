@@ -11,7 +11,6 @@ import pytest
 
 from scalablevit.cli import main as scalablevit
 from scalablevit.sample.__main__ import main as sample
-from tests.classification.conftest import one_thread  # noqa: F401  # a fixture
 
 PAGE = (Path(__file__).parent.parent / "docs" / "first-model.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(console|python)\n(.*?)```", PAGE, flags=re.DOTALL)

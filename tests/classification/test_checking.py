@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from scalablevit.classification.checking import check
-
-from .conftest import write_images
+from tests.conftest import write_images
 
 
 @pytest.fixture

@@ -17,17 +17,7 @@ from scalablevit.classification.data import (
     collate,
 )
 from scalablevit.preprocessing import Preprocessing
-
-
-def make(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            Image.new("L", (8, 8), len(name)).save(path)
-        else:
-            path.write_text("no image")
-    return folder
+from tests.conftest import make
 
 
 def test_small_sets_are_kept_and_large_ones_read_again(tmp_path):

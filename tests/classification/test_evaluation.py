@@ -13,12 +13,6 @@ from scalablevit.classification.prediction import predict
 from scalablevit.weights import save_model
 
 
-@pytest.fixture
-def own_run(run, tmp_path):
-    """The folder of a run that may be changed."""
-    return shutil.copytree(run.run, tmp_path / "run")
-
-
 def test_is_what_predictions_one_by_one_say(own_run, data):
     paths = sorted((data / "val").glob("*/*.png"))
     predictions = [predict(own_run, path)[0] for path in paths]

@@ -11,8 +11,7 @@ from scalablevit.classification.prediction import FailedPrediction, predict, pre
 from scalablevit.classification.scores import MultiLabelResult
 from scalablevit.classification.training import train
 from scalablevit.weights import read_config
-
-from .conftest import TINY, write_images
+from tests.conftest import TINY, write_images
 
 SHORT = {**TINY, "epochs": 1}
 

@@ -15,8 +15,7 @@ from scalablevit.classification.initial_weights import (
 )
 from scalablevit.classification.training import train
 from scalablevit.weights import load_model
-
-from .conftest import TINY
+from tests.conftest import TINY
 
 NETWORK = {"dim": 32, "depth": (1, 1), "heads": (1, 2), "reduction_factor": (2, 1), "window_size": (4, 2)}
 IMAGES = torch.randn(2, 3, 32, 32)

@@ -9,8 +9,7 @@ from rich.console import Console
 from scalablevit.classification.progress import ProgressDisplay, describe, format_seconds
 from scalablevit.classification.run_folder import EpochMetrics
 from scalablevit.classification.training import train
-
-from .conftest import CHOSEN, TINY
+from tests.conftest import CHOSEN, TINY
 
 
 def console(**options):

@@ -15,8 +15,7 @@ import torch
 from scalablevit.classification.fitting import read_checkpoint
 from scalablevit.classification.run_folder import RunFolder
 from scalablevit.classification.training import train
-
-from .conftest import TINY
+from tests.conftest import TINY
 
 OPTIONS = {**TINY, "epochs": 4, "drop_path": 0.2, "mixup": 0.4, "ema": 0.8}
 

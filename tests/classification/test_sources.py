@@ -3,24 +3,13 @@
 import os
 
 import pytest
-from PIL import Image
 
 from scalablevit.classification.class_folders import images_in_class_folders
 from scalablevit.classification.csv_files import read_table, write_table
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.sources import find_evaluation_data, find_training_data
 from scalablevit.classification.splitting import split_images
-
-
-def make(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            Image.new("L", (8, 8), len(name)).save(path)
-        else:
-            path.write_text("no image")
-    return folder
+from tests.conftest import make
 
 
 def training(data, **options):

@@ -16,8 +16,7 @@ from scalablevit.classification.evaluation import evaluate
 from scalablevit.classification.run_folder import RunFolder
 from scalablevit.classification.training import train
 from scalablevit.weights import load_model, read_config
-
-from .conftest import TINY, write_images
+from tests.conftest import TINY, write_images
 
 # Python warns of forks in a process with threads, which is what a loader's workers are.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
