@@ -1,10 +1,11 @@
 """What a run folder holds, and what is never removed."""
 
+import csv
 import json
 
 import pytest
 
-from scalablevit.classification.run_folder import EpochMetrics, RunFolder, best_row
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder, best_row, write_json
 
 
 def finished(path):
@@ -86,26 +87,56 @@ def test_versions_are_those_installed(tmp_path):
     assert versions["python"].startswith("3.")
 
 
-def test_metrics_survive_their_file(tmp_path):
-    folder = finished(tmp_path / "run")
-    rows = [
+def test_lists_of_numbers_are_on_one_line_and_names_stay_as_they_are(tmp_path):
+    content = {"confusion": [[3, 0], [1, 2]], "skipped": {"cut [1,  2].png": "is [ 3 ]"}, "none": []}
+    write_json(tmp_path / "x.json", content)
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == content
+    assert "[ 3, 0 ]" in text
+
+
+def metrics(epochs):
+    return [
         EpochMetrics(
             epoch=epoch,
             train_loss=1.5 / epoch,
-            val_loss=2.0 / epoch,
+            val_loss=3.0 - epoch,
             val_score=50.0 + epoch,
             learning_rate=1e-3,
             seconds=12.25,
             images_per_second=700.5,
         )
-        for epoch in (1, 2)
+        for epoch in range(1, epochs + 1)
     ]
+
+
+def test_metrics_survive_their_file(tmp_path):
+    folder, rows = finished(tmp_path / "run"), metrics(2)
     for row in rows:
         folder.append_metrics(row)
     lines = folder.metrics_file.read_text().splitlines()
     assert lines[0] == "epoch,train_loss,val_loss,val_score,learning_rate,seconds,images_per_second"
     assert lines[2] == "2,0.75,1,52,0.001,12.25,700.5"
     assert folder.read_metrics() == rows
+
+
+def test_rows_without_a_checkpoint_go_and_a_crash_meanwhile_loses_none(tmp_path, monkeypatch):
+    folder, rows = finished(tmp_path / "run"), metrics(3)
+    for row in rows:
+        folder.append_metrics(row)
+
+    def crash(*arguments):
+        raise OSError("a crash")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(csv.DictWriter, "writerow", crash)
+        with pytest.raises(OSError, match="a crash"):
+            folder.keep_metrics(1)
+        assert folder.keep_metrics(3) == folder.read_metrics() == rows  # where nothing goes, nothing is written
+    for kept in (2, 0):
+        assert folder.keep_metrics(kept) == folder.read_metrics() == rows[:kept]
+        folder.append_metrics(rows[kept])
+        assert folder.read_metrics() == rows[: kept + 1]
 
 
 def test_the_best_epoch_has_the_highest_score_and_of_equals_the_lowest_loss():

@@ -7,11 +7,11 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -209,18 +209,19 @@ class RunFolder:
         """Adds a row to metrics.csv."""
         is_new = not self.metrics_file.exists()
         with self.metrics_file.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(EpochMetrics)], lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow({name: format_number(value) for name, value in asdict(row).items()})
+            _write_rows(file, [row], header=is_new)
 
     def keep_metrics(self, epochs: int) -> list[EpochMetrics]:
         """The rows of the first epochs. Later ones, of an epoch that has no checkpoint, are removed."""
-        rows = [row for row in self.read_metrics() if row.epoch <= epochs] if self.metrics_file.exists() else []
-        self.metrics_file.unlink(missing_ok=True)
-        for row in rows:
-            self.append_metrics(row)
-        return rows
+        rows = self.read_metrics() if self.metrics_file.exists() else []
+        kept = [row for row in rows if row.epoch <= epochs]
+        if len(kept) < len(rows):
+            # Written beside, and put in its place whole, so that a crash loses none of the rows.
+            temporary = self.metrics_file.with_name(f".{self.metrics_file.name}.partial")
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                _write_rows(file, kept, header=True)
+            temporary.replace(self.metrics_file)
+        return kept
 
     def read_metrics(self) -> list[EpochMetrics]:
         """The rows of metrics.csv."""
@@ -299,10 +300,19 @@ def format_number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
+def _write_rows(file: TextIO, rows: Iterable[EpochMetrics], *, header: bool) -> None:
+    writer = csv.DictWriter(file, [field.name for field in fields(EpochMetrics)], lineterminator="\n")
+    if header:
+        writer.writeheader()
+    for row in rows:
+        writer.writerow({name: format_number(value) for name, value in asdict(row).items()})
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    text = re.sub(r"\[[\s\d,]*\]", lambda match: " ".join(match[0].split()), text)  # rows of numbers on one line
+    # Rows of numbers on one line. The line break tells them from strings, which hold none.
+    text = re.sub(r"\[\n[\s\d,]*\]", lambda match: " ".join(match[0].split()), text)
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
