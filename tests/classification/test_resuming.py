@@ -113,6 +113,31 @@ def test_a_run_that_cannot_begin_leaves_nothing_and_brings_back_what_was_there(d
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_file_name_that_cannot_be_written_down_is_named_and_costs_nothing(data, own_run, tmp_path):
+    shutil.copytree(data / "train", tmp_path / "images")
+    (tmp_path / "images/dark/000.png").rename(tmp_path / os.fsdecode(b"images/dark/\xff.png"))
+    before = sorted(own_run.rglob("*"))
+    with pytest.raises(ValueError, match=r"dark/\\udcff\.png' is not valid UTF-8, .*split\.csv .*: rename it"):
+        train(tmp_path / "images", own_run, **OPTIONS, overwrite=True)
+    assert sorted(own_run.rglob("*")) == before
+    with pytest.raises(ValueError, match="rename it"):
+        train(tmp_path / "images", tmp_path / "new", **OPTIONS)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "own"}
+
+
+def test_a_failure_while_resuming_never_removes_the_run(data, tmp_path):
+    class Failing(pl.Callback):
+        def on_train_batch_end(self, *arguments):
+            raise RuntimeError("a defect")
+
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(data, folder.path, **OPTIONS, callbacks=[Interrupting(1)])
+    with pytest.raises(RuntimeError, match="a defect"):
+        train(out=folder.path, resume=True, callbacks=[Failing()])
+    assert folder.is_run_folder()
+
+
 def test_a_finished_run_stays_what_it_is(whole):
     before = safetensors.torch.load_file(whole.run / "model.safetensors")
     result = train(out=whole.run, resume=True)

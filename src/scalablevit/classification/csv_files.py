@@ -97,14 +97,24 @@ def read_table(file: Path) -> Table:
 
 
 def write_table(file: Path, parts: Iterable[tuple[str, LabelledImages]]) -> None:
-    """Writes images and the parts of the data that they belong to; `read_table` reads it from anywhere."""
+    """Writes images and the parts of the data that they belong to; `read_table` reads it from anywhere.
+
+    Raises:
+        ValueError: If the name of a file is not valid UTF-8.
+    """
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         parts = list(parts)
         writer.writerow(("path", "labels" if parts[0][1].multi_label else "label", "split"))
         for split, images in parts:
             for path, labels in zip(images.paths, images.labels, strict=True):
-                writer.writerow((path.absolute(), SEPARATORS[0].join(images.classes[label] for label in labels), split))
+                row = path.absolute(), SEPARATORS[0].join(images.classes[label] for label in labels), split
+                try:
+                    writer.writerow(row)
+                except UnicodeEncodeError as error:
+                    raise ValueError(
+                        f"{str(path)!r} is not valid UTF-8, in which {file} is written: rename it"
+                    ) from error
 
 
 def _label_column(columns: Sequence[str], file: Path) -> str:

@@ -93,7 +93,7 @@ def train(
         try:
             rows = _fit(prepared, folder, callbacks, resume=resume)
         except Exception:
-            if not folder.last_checkpoint.is_file():
+            if not resume and not folder.last_checkpoint.is_file():
                 folder.discard()  # there is nothing to go on from
             raise
     evaluation = _evaluate(prepared, folder, rows)
@@ -123,13 +123,22 @@ def _begin(data: str | Path | None, out: Path, config: TrainConfig, *, overwrite
         raise ValueError(f"out {out} lies inside the data {data}, and would be one of its classes: give another --out")
     _ = prepared.loaders  # decoded before the run folder is made, so that unreadable images leave nothing behind
     folder = RunFolder.create(out, overwrite=overwrite)
-    folder.write_config({"data": name_of_data(data), **_plain(asdict(prepared.config))})
-    folder.write_versions(config.seed)
-    folder.write_images(prepared.data.training, prepared.data.validation)
-    if prepared.data.drawn:
-        parts = (("train", prepared.data.training), ("val", prepared.data.validation))
-        write_table(folder.split_file, parts)
+    try:
+        _write_beginning(folder, data, prepared)
+    except BaseException:  # also Ctrl-C: a run that is half written down can neither be resumed nor replaced
+        folder.discard()
+        raise
     return folder, prepared
+
+
+def _write_beginning(folder: RunFolder, data: str | Path, prepared: Prepared) -> None:
+    """Writes what a run is resumed with."""
+    folder.write_config({"data": name_of_data(data), **_plain(asdict(prepared.config))})
+    folder.write_versions(prepared.config.seed)
+    training, validation = prepared.data.training, prepared.data.validation
+    if prepared.data.drawn:
+        write_table(folder.split_file, (("train", training), ("val", validation)))
+    folder.write_images(training, validation)
 
 
 def _resume(out: Path, data: str | Path | None, options: dict[str, Any]) -> tuple[RunFolder, Prepared]:
