@@ -56,8 +56,18 @@ def test_one_folder_of_classes_is_split_class_by_class(tmp_path):
 
 def test_a_split_that_cannot_be_made_is_refused():
     images = LabelledImages(paths=("x", "y"), labels=((0,), (1,)), classes=("a", "b"))
-    with pytest.raises(ValueError, match="each class has a single image"):
+    with pytest.raises(ValueError, match="the classes have too few images"):
         split_images(images, seed=0, fraction=0.5)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_label_keeps_an_image_to_train_on(seed):
+    # One image of a and one of b are drawn, but not the two that c has.
+    labels = ((0,), (0, 2), (1,), (1, 2))
+    images = LabelledImages(paths=tuple("wxyz"), labels=labels, classes=tuple("abc"), multi_label=True)
+    train, val = split_images(images, seed=seed, fraction=0.5)
+    assert len(val) == 2
+    assert all(train.counts().values())
 
 
 def test_a_csv_file_of_three_columns(tmp_path):
