@@ -82,6 +82,12 @@ def test_a_csv_file_of_three_columns(tmp_path):
     assert find_evaluation_data(tmp_path / "set.csv", train.classes, split="test").labels == ((1,),)
 
 
+def test_a_part_of_a_csv_file_without_parts_is_refused(tmp_path):
+    (tmp_path / "set.csv").write_text("path,label\n1.png,a\n2.png,b\n")
+    with pytest.raises(ValueError, match=r"set\.csv has no column split: add it, or leave --split out to use all"):
+        find_evaluation_data(tmp_path / "set.csv", ["a", "b"], split="val")
+
+
 def test_a_csv_file_of_several_labels(tmp_path):
     (tmp_path / "set.csv").write_text("path,labels\n1.png,sun;sea\n2.png,\n3.png,sea | snow|sea\n4.png,sea;sun\n")
     table = read_table(tmp_path / "set.csv")

@@ -40,12 +40,14 @@ class Table:
         Raises:
             ValueError: If there are none, or one has a label that is not among `classes`.
         """
+        if split is not None and not self.has_splits:
+            raise ValueError(f"{where} has no column split: add it, or leave --split out to use all images")
         rows = [row for row in self.rows if split is None or row.split == split]
         if not rows:
             known = ", ".join(sorted({row.split or "" for row in self.rows}))
             raise ValueError(
-                f"{where} holds no images{f' with split {split}, but {known}' if split else ''}: give some images that"
-                " split, or leave the column split out to have validation images drawn"
+                f"{where} holds no images with split {split}, but {known}: give some images that split, or leave the"
+                " column split out to have validation images drawn"
             )
         positions = {name: index for index, name in enumerate(classes)}
         for row in rows:
