@@ -1,9 +1,11 @@
 """Training that starts from weights: what is kept, what is adapted, what is new, and what is refused."""
 
 import argparse
+import io
 
 import pytest
 import torch
+from rich.console import Console
 from vit_pytorch.scalable_vit import ScalableViT as VitPytorch
 
 from scalablevit import ScalableViT, convert_state_dict, save_model, scalablevit_nano
@@ -13,6 +15,7 @@ from scalablevit.classification.initial_weights import (
     load_into,
     read_initial_weights,
 )
+from scalablevit.classification.progress import ProgressDisplay
 from scalablevit.classification.training import train
 from scalablevit.weights import load_model
 from tests.conftest import TINY
@@ -30,12 +33,11 @@ def start(source, classes=("a", "b"), channels=3, **options):
 def test_a_saved_folder_is_kept_whole_for_the_same_classes(tmp_path):
     saved = scalablevit_nano(2).eval()
     save_model(saved, tmp_path, ["a", "b"])
-    model, notes, initial = start(tmp_path)
+    model, notes, _ = start(tmp_path)
     assert torch.equal(model(IMAGES), saved(IMAGES))
     assert notes == [
         f"kept: {len(saved.state_dict())} of {len(saved.state_dict())} parameters, 1.27 M values, of {tmp_path}"
     ]
-    assert initial.model_name() == "scalablevit_nano"
 
 
 @pytest.mark.parametrize("labels", [["b", "a"], ["a", "b", "c"], None])
@@ -94,6 +96,11 @@ def test_mistakes_are_named(tmp_path):
     save_model(scalablevit_nano(2), tmp_path / "nano")
     with pytest.raises(ValueError, match="says itself what heads and window_size are"):
         read_initial_weights(tmp_path / "nano", heads=[1])
+    with pytest.raises(ValueError, match=r"model\.safetensors holds parameters alone.*: give its folder, .*/nano$"):
+        read_initial_weights(tmp_path / "nano" / "model.safetensors")
+    torch.save(scalablevit_nano(2).state_dict(), tmp_path / "own.pt")
+    with pytest.raises(ValueError, match=r"own\.pt holds parameters alone.*: give a folder by save_model"):
+        read_initial_weights(tmp_path / "own.pt")
     other = ScalableViT(num_classes=2, **NETWORK)
     with pytest.raises(ValueError, match="leave --model out"):
         load_into(other, read_initial_weights(tmp_path / "nano"), ["a", "b"])
@@ -106,7 +113,10 @@ def test_mistakes_are_named(tmp_path):
 
 
 def test_training_goes_on_from_a_run(run, data, tmp_path):
-    result = train(data, tmp_path / "run", **{**TINY, "epochs": 1}, weights=str(run.run), learning_rate=1e-8)
+    options = {**TINY, "epochs": 1, "weights": str(run.run), "learning_rate": 1e-8}
+    display = ProgressDisplay(Console(file=io.StringIO()))
+    result = train(data, tmp_path / "run", **options, callbacks=[display])
+    assert "\nscalablevit_nano with 1.2" in display.console.file.getvalue()
     before, after = load_model(run.run).state_dict(), load_model(result.run).state_dict()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-5)

@@ -12,9 +12,8 @@ from torch import Tensor
 from scalablevit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.suggestions import nearest_path
-from scalablevit.variants import VARIANTS
 from scalablevit.weights import convert_state_dict, infer_arguments, read_config, read_weights
-from scalablevit.weights.layouts import detect_layout
+from scalablevit.weights.layouts import OWN_LAYOUT, detect_layout
 from scalablevit.weights.state_dicts import shapes_of, unwrap
 
 CLASSIFIER = "head.classifier"
@@ -41,19 +40,6 @@ class InitialWeights:
     state: dict[str, Tensor]
     labels: tuple[str, ...] | None
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
-
-    def model_name(self) -> str | None:
-        """The variant that the network is, if it is one."""
-        for variant in VARIANTS.values():
-            model = variant.build(device="meta")
-            own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name != FIRST_CONV}
-            if all(
-                own.get(name) == tuple(tensor.shape)
-                for name, tensor in self.state.items()
-                if name != FIRST_CONV and not name.startswith(CLASSIFIER)
-            ) and len(own) + 1 == len(self.state):
-                return variant.name
-        return None
 
 
 def read_initial_weights(
@@ -83,6 +69,9 @@ def read_initial_weights(
         return _from_folder(path)
     state = unwrap(read_weights(path))
     layout = detect_layout(shapes_of(state))
+    if layout == OWN_LAYOUT:
+        folder = f"its folder, {path.parent}" if (path.parent / "config.json").is_file() else "a folder by save_model"
+        raise ValueError(f"{path} holds parameters alone, and config.json says of which network: give {folder}")
     if layout == "vit-pytorch" and heads is None:
         heads = _guess_heads(state)
     arguments = infer_arguments(state, heads=_one_or_all(heads))
@@ -168,7 +157,7 @@ def _from_folder(path: Path) -> InitialWeights:
     labels = config.get("label_names")
     return InitialWeights(
         source=path,
-        layout="scalablevit",
+        layout=OWN_LAYOUT,
         arguments=config["scalablevit"]["arguments"],
         state=dict(read_weights(path / "model.safetensors")),
         labels=tuple(labels) if labels else None,

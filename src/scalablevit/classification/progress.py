@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.task import ClassificationTask
+from scalablevit.weights.folder_config import architecture_name
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class ProgressDisplay(pl.Callback):
 def describe_task(task: ClassificationTask, images: int) -> str:
     """What is trained on how many images, as a line of text."""
     config, classes = task.config, len(task.scores.classes)
-    network = config.model or "the network of the weights"
+    network = architecture_name(task.model.config)
     assert config.size is not None
     millions = sum(parameter.numel() for parameter in task.model.parameters()) / 1e6
     return (
