@@ -59,14 +59,13 @@ class Prepared:
         torch.manual_seed(self.config.seed)
         classes, config = self.data.training.classes, self.config
         assert config.channels is not None
-        if self.initial is None:
-            assert config.model is not None
-            return VARIANTS[config.model].build(len(classes), channels=config.channels, drop_path=config.drop_path)
-        if config.model is None:
-            model = build_from(self.initial, classes, config.channels, drop_path=config.drop_path)
-        else:
+        if config.model is not None:
             model = VARIANTS[config.model].build(len(classes), channels=config.channels, drop_path=config.drop_path)
-        self.notes += load_into(model, self.initial, classes)
+        else:
+            assert self.initial is not None  # else `decide` has chosen a model
+            model = build_from(self.initial, classes, config.channels, drop_path=config.drop_path)
+        if self.initial is not None:
+            self.notes += load_into(model, self.initial, classes)
         return model
 
     @cached_property
