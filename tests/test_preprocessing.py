@@ -96,7 +96,10 @@ def test_loads_a_file_as_it_is_read(tmp_path):
 def refusal(path, kind=ValueError):
     """What all that read files say of one, in one line that starts with its name."""
     said = []
-    for read in (lambda: Preprocessing(size=(8, 8)).load(path), lambda: measure_preprocessing([path])):
+    for read in (
+        lambda: Preprocessing(size=(8, 8)).load(path),
+        lambda: measure_preprocessing([path], size=(8, 8), channels=1),
+    ):
         with pytest.raises(kind) as caught:
             read()
         said.append(str(caught.value))
@@ -194,33 +197,23 @@ def save_all(folder, images):
 
 def test_measures_mean_and_deviation(tmp_path):
     paths = save_all(tmp_path, [Image.new("L", (30, 40), value) for value in (51, 153)])
-    preprocessing = measure_preprocessing(paths)
+    preprocessing = measure_preprocessing(paths, size=(30, 30), channels=1)
     # Half of all pixels are 0.2 and half 0.6: they lie 0.2 around their mean.
     assert preprocessing == Preprocessing(size=(30, 30), channels=1, mean=(0.4,), std=(0.2,))
 
 
-def test_one_image_in_colour_makes_a_set_one_in_colour(tmp_path):
-    grey, colour = Image.new("L", (8, 8), 102), Image.new("RGB", (8, 8), (102, 0, 204))
-    assert measure_preprocessing(save_all(tmp_path, [grey, grey])).channels == 1
-    preprocessing = measure_preprocessing(save_all(tmp_path, [grey, colour]))
-    assert preprocessing.channels == 3
+def test_measures_each_colour_by_itself(tmp_path):
+    paths = save_all(tmp_path, [Image.new("L", (8, 8), 102), Image.new("RGB", (8, 8), (102, 0, 204))])
+    preprocessing = measure_preprocessing(paths, size=(8, 8), channels=3)
     assert preprocessing.mean == pytest.approx((0.4, 0.2, 0.6))
     assert preprocessing.std[0] == 1.0  # of a channel that is the same everywhere, which is not to be divided by zero
-    assert measure_preprocessing(save_all(tmp_path, [grey, colour]), channels=1).channels == 1
-
-
-def test_large_images_are_seen_at_224_pixels_unless_told_otherwise(tmp_path):
-    paths = save_all(tmp_path, [Image.new("L", (300, 500))])
-    assert measure_preprocessing(paths).size == (224, 224)
-    assert measure_preprocessing(paths, size=96).size == (96, 96)
 
 
 def test_measures_what_the_model_will_see(tmp_path):
     black_on_nothing = Image.new("LA", (2, 2), (0, 0))
     black_on_nothing.putpixel((0, 0), (0, 255))
     deep = Image.fromarray(np.full((2, 2), 51 * 257, dtype=np.uint16))
-    preprocessing = measure_preprocessing(save_all(tmp_path, [black_on_nothing, deep]))
-    assert (preprocessing.channels, preprocessing.size) == (1, (2, 2))
+    preprocessing = measure_preprocessing(save_all(tmp_path, [black_on_nothing, deep]), size=(2, 2), channels=1)
     assert preprocessing.mean == pytest.approx(((3 + 4 * 0.2) / 8,), abs=1e-4)
 
 
@@ -234,7 +227,7 @@ def test_measuring_keeps_no_image_at_full_size(tmp_path, monkeypatch):
         return image
 
     monkeypatch.setattr("scalablevit.preprocessing.read_image", spy)
-    measure_preprocessing(paths, size=8)
+    measure_preprocessing(paths, size=(8, 8), channels=1)
     assert len(images) == 5
 
 
@@ -242,4 +235,4 @@ def test_measuring_names_the_file_that_cannot_be_read(tmp_path):
     paths = save_all(tmp_path, [Image.new("L", (8, 8)), random_image(64, 64)])
     paths[1].write_bytes(paths[1].read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"1\.png cannot be read as an image"):
-        measure_preprocessing(paths)
+        measure_preprocessing(paths, size=(8, 8), channels=1)

@@ -5,19 +5,17 @@ Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from scalablevit.images import read_header, read_image
+from scalablevit.images import read_image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
@@ -139,39 +137,25 @@ class Preprocessing:
         )
 
 
-def measure_preprocessing(
-    paths: Sequence[str | Path],
-    *,
-    size: int | tuple[int, int] | None = None,
-    channels: int | None = None,
-    sample: int = 256,
-) -> Preprocessing:
-    """A `Preprocessing` that suits a set of images, from what `sample` of them, evenly spaced, are like.
+def measure_preprocessing(paths: Sequence[str | Path], *, size: tuple[int, int], channels: int) -> Preprocessing:
+    """A `Preprocessing` with the mean and standard deviation of some images.
 
     Args:
         paths: The image files.
-        size: Height and width, in pixels, or one number for both; None: the median of the images' shorter sides, but at
-            most 224.
-        channels: 1 or 3; None: 1 if the images are grey, 3 if one of them is in colour.
-        sample: How many images are read, at most.
+        size: Height and width, in pixels.
+        channels: 1 for grey, 3 for colour.
 
     Raises:
         ValueError: If an image cannot be read.
+        FileNotFoundError: If there is no such file.
     """
-    chosen = paths[:: math.ceil(len(paths) / sample)]
-    headers = [read_header(path) for path in chosen]
-    if channels is None:
-        channels = 1 if all(header.is_grey for header in headers) else 3
-    if size is None:
-        size = min(round(median(min(header.size) for header in headers)), 224)
-    sides = (size, size) if isinstance(size, int) else size
-    unscaled = Preprocessing(size=sides, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+    unscaled = Preprocessing(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
     # One by one: as many photographs at once would fill the memory.
     sums = torch.zeros(2, channels, dtype=torch.float64)
-    for path in chosen:
+    for path in paths:
         pixels = unscaled.load(path).double().flatten(1) / 255
         sums += torch.stack([pixels.mean(1), pixels.square().mean(1)])
-    mean, square = sums / len(chosen)
+    mean, square = sums / len(paths)
     deviation = (square - mean.square()).clamp(min=0).sqrt()
     # A channel that never changes is not divided by zero; four digits say enough, and read better in files.
     std = tuple(round(value, 4) or 1.0 for value in deviation.tolist())

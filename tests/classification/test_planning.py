@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from scalablevit import scalablevit_nano
 from scalablevit.benchmarking.cost import count_parameters
@@ -66,6 +67,14 @@ def test_a_survey_looks_at_some_and_passes_over_the_unreadable(data, tmp_path):
     assert (seen.shorter_side, seen.in_colour) == (8, False)
     with pytest.raises(ValueError, match=r"none of the images .*broken\.png"):
         survey([broken])
+
+
+def test_one_image_in_colour_makes_a_set_one_in_colour(tmp_path):
+    for name, mode, size in (("a.png", "L", (90, 50)), ("b.png", "L", (40, 60)), ("c.png", "RGB", (70, 80))):
+        Image.new(mode, size).save(tmp_path / name)
+    paths = sorted(tmp_path.iterdir())
+    assert (survey(paths[:2]).in_colour, survey(paths).in_colour) == (False, True)
+    assert survey(paths).shorter_side == 50  # the median of 50, 40 and 70
 
 
 def test_memory_grows_with_the_batch_and_holds_the_weights():

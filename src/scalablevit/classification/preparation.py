@@ -144,6 +144,7 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
     seen = survey(found.training.paths)
     config, choices = decide(config, seen, found.training)
     assert config.size is not None
+    assert config.channels is not None
     preprocessing = measure_preprocessing(seen.paths, size=config.size, channels=config.channels)
     if initial is not None and initial.normalisation and len(initial.normalisation[0]) == config.channels:
         mean, std = initial.normalisation
