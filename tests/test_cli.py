@@ -114,6 +114,7 @@ def test_images_that_were_trained_on_are_told(data, tmp_path, capsys):
     assert main(["evaluate", str(out), str(tmp_path / "copy")]) == 0
     captured = capsys.readouterr()
     assert "by their names, 39 of the 48 images are among those that the run was trained on" in captured.err
+    assert "if they are the same images, the scores are too good" in captured.err
     assert f"Report: {out / 'evaluations' / 'copy' / 'report' / 'index.html'}" in captured.out
 
 
@@ -158,7 +159,11 @@ def test_each_mistake_is_one_line(own_run, data, tmp_path, capsys):
         capsys, "train", data, "--out", out, "--epochs", "many"
     )
     assert "must be one of muon, adamw" in refusal(capsys, "train", data, "--out", out, "--optimizer=adam")
-    assert "did you mean --learning_rate?" in refusal(capsys, "train", data, "--out", out, "--lr", "1")
+    assert "did you mean --learning-rate?" in refusal(capsys, "train", data, "--out", out, "--lr", "1")
+    misspelt = refusal(capsys, "train", data, "--out", out, "--batch-sizes", "1")
+    assert "--batch-sizes" in misspelt
+    assert "(did you mean --batch-size?)" in misspelt
+    assert "(did you mean train?)" in refusal(capsys, "trian")
     assert "out" in refusal(capsys, "train", data)
     assert "leave --dry-run" in refusal(capsys, "train", "--resume", "--dry-run", "--out", own_run)
     near = refusal(capsys, "train", str(data)[:-1] + "x", "--out", out)

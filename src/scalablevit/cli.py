@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (argparse.ArgumentError, ValueError, OSError, MissingExtraError) as error:
         message = one_line(error)
         if isinstance(error, argparse.ArgumentError):
-            message = plain(message) + nearest(message, [*VERBS, *known_options(parser)])
+            message = with_hyphens(plain(message) + nearest(message, [*VERBS, *known_options(parser)]))
         print(f"scalablevit: error: {message}", file=sys.stderr)
         return 2
 
@@ -84,6 +83,11 @@ def with_underscores(argument: str) -> str:
     """An option by its name here: ``--batch-size`` is ``--batch_size``."""
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
+
+
+def with_hyphens(message: str) -> str:
+    """A message with options as people write them: ``--batch_size`` becomes ``--batch-size``."""
+    return re.sub(r"--\w+", lambda option: option[0].replace("_", "-"), message)
 
 
 def known_options(parser: ArgumentParser) -> list[str]:
@@ -107,11 +111,10 @@ def nearest(message: str, known: Sequence[str]) -> str:
         if word in known or f"--{word}" in known:
             continue
         if word in SHORT:
-            return f": did you mean {SHORT[word]}?"
-        for candidates in (known, [name.removeprefix("--") for name in known]):
-            near = get_close_matches(word, candidates, n=1, cutoff=0.6)
-            if near and word not in candidates:
-                return f": did you mean {near[0]}?"
+            return f" (did you mean {SHORT[word]}?)"
+        hint = nearest_name(word, [*known, *(name.removeprefix("--") for name in known)])
+        if hint:
+            return hint
     return ""
 
 
@@ -251,7 +254,7 @@ def _evaluate(arguments: Namespace) -> None:
     if result.trained_on:
         print(
             f"scalablevit: warning: by their names, {result.trained_on} of the {result.images} images are among those"
-            " that the run was trained on: the scores are too good",
+            " that the run was trained on; if they are the same images, the scores are too good",
             file=sys.stderr,
         )
     for path, reason in result.skipped.items():

@@ -82,7 +82,7 @@ class UnreadableImages:
             raise ValueError(
                 f"{len(self.reasons)} of {self.total} images cannot be read, more than {100 * self.limit:g} %, for"
                 f" example {path} ({reason}): `scalablevit check` lists all; remove or mend them, or raise"
-                " --max_unreadable"
+                " --max-unreadable"
             )
 
 
