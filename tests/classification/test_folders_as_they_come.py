@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.evaluation import evaluate
 from scalablevit.classification.prediction import FailedPrediction, predict, predict_each
+from scalablevit.classification.preparation import prepare
 from scalablevit.classification.scores import MultiLabelResult
 from scalablevit.classification.training import train
 from scalablevit.weights import read_config
-from tests.conftest import TINY, write_images
+from tests.conftest import TINY, make, write_images
 
 SHORT = {**TINY, "epochs": 1}
 
@@ -66,6 +68,17 @@ def test_non_images_beside_them_and_names_of_all_kinds(folder, tmp_path):
     result = train(folder, tmp_path / "run", **SHORT)
     assert "dunkel & <leer> ü" in result.scores.recall
     assert predict(result.run, folder / "val" / "dunkel & <leer> ü", top=3)[0].path.name == "000.png"
+
+
+def test_images_of_kinds_that_are_not_read_are_told(folder):
+    assert not any("left out" in note for note in prepare(folder, TrainConfig()).notes)
+    for name in ("dark/1.HEIC", "dark/2.heic", "above/deep/3.avif", "above/.4.heic", "above/notes.txt"):
+        make(folder / "train", name)
+    note = next(note for note in prepare(folder, TrainConfig()).notes if "left out" in note)
+    assert note == (
+        "images left out, of kinds that are not read here (.avif, .heic): 3, for example"
+        f" {folder}/train/above/deep/3.avif; convert them to JPEG or PNG"
+    )
 
 
 def test_predictions_go_on_after_a_bad_file(run, folder):

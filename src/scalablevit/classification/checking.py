@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from scalablevit.classification.class_folders import class_folders, is_image_name
+from scalablevit.classification.class_folders import other_files
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.sources import find_training_data, locate
 from scalablevit.images import read_header, read_image
@@ -107,6 +107,7 @@ def check(data: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Chec
     Raises:
         ValueError: If the data are not of a form that training takes, or no image can be read.
     """
+    place = locate(data)
     found = find_training_data(data, seed=seed, val_fraction=val_fraction, allow_empty=True)
     parts = {"train": found.training, "val": found.validation}
     paths = list(dict.fromkeys(path for part in parts.values() for path in part.paths))
@@ -125,7 +126,7 @@ def check(data: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Chec
         shared=shared,
         repeated=repeated,
         conflicting=conflicting,
-        ignored=tuple(_ignored(locate(data))),
+        ignored=tuple(map(str, other_files(place))) if place.is_dir() else (),
         smallest=by_pixels[0],
         median=(round(median(size[0] for size in by_pixels)), round(median(size[1] for size in by_pixels))),
         largest=by_pixels[-1],
@@ -163,16 +164,4 @@ def _repetitions(parts: Mapping[str, LabelledImages], seen: Mapping[Path, _Seen]
         files(group for group in groups if len({split for split, _, _ in group}) > 1),
         files(group for group in groups if Counter(split for split, _, _ in group)["train"] > 1),
         files(group for group in groups if len({labels for _, _, labels in group}) > 1),
-    )
-
-
-def _ignored(path: Path) -> list[str]:
-    """Files below class folders whose names are not those of images."""
-    if path.is_file():
-        return []
-    return sorted(
-        str(file)
-        for folder in class_folders(path)
-        for file in folder.rglob("*")
-        if file.is_file() and not is_image_name(file.name) and not file.name.startswith(".")
     )

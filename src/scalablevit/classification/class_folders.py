@@ -9,6 +9,13 @@ from pathlib import Path
 from scalablevit.classification.images import LabelledImages, check_classes, normal_name
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# Of images too, but not read here: those of phones, cameras, drawing programs, and rarer ones.
+OTHER_IMAGE_SUFFIXES = frozenset(
+    {
+        ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".hdr", ".heic", ".heif", ".j2k", ".jfif", ".jp2",
+        ".jxl", ".nef", ".orf", ".pcx", ".psd", ".raf", ".raw", ".rw2", ".svg", ".tga", ".xcf",
+    }
+)  # fmt: skip
 LAYOUT = "it must hold one folder per class, and in each the images of that class"
 
 
@@ -71,7 +78,23 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """The image files in a folder and the folders below it, sorted. Links are followed, each folder is entered once.
+    """The image files in a folder and the folders below it, as `_files_below` finds them."""
+    return (path for path in _files_below(folder) if _is_image(path))
+
+
+def other_files(folder: Path) -> list[Path]:
+    """The files in class folders that are no images by their endings.
+
+    Raises:
+        ValueError: If a folder cannot be read.
+    """
+    return [path for each in class_folders(folder) for path in _files_below(each) if not _is_image(path)]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and the folders below it, sorted, without those whose names begin with a dot.
+
+    Links are followed, each folder is entered once.
 
     Raises:
         ValueError: If a folder cannot be read.
@@ -87,13 +110,12 @@ def images_below(folder: Path) -> Iterator[Path]:
             name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent, name)) not in entered
         )
         for name in sorted(files):
-            if is_image_name(name):
+            if not name.startswith("."):
                 yield Path(parent, name)
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file is an image by its name."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _unreadable(error: OSError, folder: Path) -> ValueError:

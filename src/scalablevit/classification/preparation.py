@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from scalablevit.benchmarking.cost import count_macs, count_parameters
 from scalablevit.classification.augmentation import Augmentation
+from scalablevit.classification.class_folders import OTHER_IMAGE_SUFFIXES, other_files
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.data import (
     DecodedImages,
@@ -24,7 +25,7 @@ from scalablevit.classification.data import (
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.initial_weights import InitialWeights, build_from, load_into, read_initial_weights
 from scalablevit.classification.planning import Choice, Plan, count_steps, decide, estimate_memory_mb, survey
-from scalablevit.classification.sources import TrainingData, find_training_data
+from scalablevit.classification.sources import TrainingData, find_training_data, locate
 from scalablevit.preprocessing import Preprocessing, measure_preprocessing
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.variants import VARIANTS
@@ -157,12 +158,19 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
         preprocessing=preprocessing,
         initial=initial,
         unreadable=UnreadableImages(total, config.max_unreadable),
-        notes=_notes(found),
+        notes=_notes(found, locate(data)),
     )
 
 
-def _notes(data: TrainingData) -> list[str]:
+def _notes(data: TrainingData, place: Path) -> list[str]:
     notes = []
+    others = other_files(place) if place.is_dir() else []
+    if left_out := [path for path in others if path.suffix.lower() in OTHER_IMAGE_SUFFIXES]:
+        endings = ", ".join(sorted({path.suffix.lower() for path in left_out}))
+        notes.append(
+            f"images left out, of kinds that are not read here ({endings}): {len(left_out)}, for example {left_out[0]};"
+            " convert them to JPEG or PNG"
+        )
     if data.drawn:
         count, total = len(data.validation), len(data.training) + len(data.validation)
         notes.append(
