@@ -61,6 +61,12 @@ def test_mistakes_are_named(run, data, tmp_path):
         evaluate(tmp_path / "model", data)
 
 
+def test_a_model_of_one_class_is_refused(data, tmp_path):
+    save_model(scalablevit_nano(1, channels=1), tmp_path / "model", ["dark"])
+    with pytest.raises(ValueError, match=r"has 1 class, 'dark', so that no answer can be wrong: .* at least 2"):
+        evaluate(tmp_path / "model", data)
+
+
 def test_a_device_is_chosen_or_refused():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device(None).type in ("cpu", "cuda", "mps", "xpu")

@@ -78,6 +78,11 @@ def evaluate(
     config = read_config(run)
     if "label_names" not in config:
         raise ValueError(f"the model in {run} has no names of classes, which evaluation needs: save it with labels")
+    if len(config["label_names"]) == 1 and not is_multi_label(config):
+        raise ValueError(
+            f"the model in {run} has 1 class, {config['label_names'][0]!r}, so that no answer can be wrong: evaluate a"
+            " model with at least 2"
+        )
     folder, is_own = RunFolder(Path(run)), is_own_data(RunFolder(Path(run)), data)
     chosen = folder.split_file if is_own and folder.split_file.is_file() else data
     images = find_evaluation_data(chosen, config["label_names"], multi_label=is_multi_label(config), split=split)
