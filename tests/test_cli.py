@@ -181,6 +181,18 @@ def test_a_mistake_found_by_a_worker_is_one_line_too(own_run, tmp_path, capsys):
     assert "000.png (is not an image" in message
 
 
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("place", "is_new"), [("prepare", False), ("_fit", True), ("_evaluate", True)])
+def test_how_to_go_on_is_told_of_the_new_run_alone(own_run, data, capsys, monkeypatch, place, is_new):
+    monkeypatch.setattr(f"scalablevit.classification.training.{place}", interrupt)
+    assert main(["train", str(data), "--out", str(own_run), "--overwrite", *OPTIONS]) == 130
+    hint = [f"To go on: scalablevit train --resume --out {own_run}"] if is_new else []
+    assert capsys.readouterr().err.splitlines() == [*hint, "scalablevit: interrupted"]
+
+
 def test_a_missing_extra_is_asked_for_by_name(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     message = refusal(capsys, "train", data, "--out", tmp_path / "run")

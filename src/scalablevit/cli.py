@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse_args(given)
         return VERBS[arguments.verb].run(arguments[arguments.verb]) or 0
-    except KeyboardInterrupt:
-        print("scalablevit: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(*getattr(interrupt, "__notes__", ()), "scalablevit: interrupted", sep="\n", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -195,19 +195,14 @@ def _train(arguments: Namespace) -> None:
     from scalablevit.classification.run_folder import RunFolder
     from scalablevit.classification.training import train
 
-    try:
-        result = train(
-            data,
-            arguments.out,
-            overwrite=arguments.overwrite,
-            resume=arguments.resume,
-            callbacks=[ProgressDisplay()],
-            **options,
-        )
-    except KeyboardInterrupt:
-        if RunFolder(Path(arguments.out)).is_run_folder():
-            print(f"To go on: scalablevit train --resume --out {arguments.out}", file=sys.stderr)
-        raise
+    result = train(
+        data,
+        arguments.out,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume,
+        callbacks=[ProgressDisplay()],
+        **options,
+    )
     print(
         f"{result.run}: val {result.scores.headline()}, of epoch {result.best_epoch} of {result.epochs};"
         f" {result.seconds:.0f} s in all. Report: {result.run / 'report' / 'index.html'}"

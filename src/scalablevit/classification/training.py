@@ -74,7 +74,7 @@ def train(
         ValueError: If the data are not as they must be, an option has no sense, or `out` is not free.
         TypeError: If `TrainConfig` has no such option.
         MissingExtraError: If Lightning is not installed.
-        KeyboardInterrupt: If the run was interrupted. It can be resumed.
+        KeyboardInterrupt: If the run was interrupted. A note of it says how to go on, once there is a run to resume.
     """
     started = time.perf_counter()
     require_extra("train", "pytorch_lightning", "torchmetrics", "matplotlib")
@@ -87,16 +87,19 @@ def train(
         folder, prepared = _resume(path, data, options)
     else:
         folder, prepared = _begin(data, path, TrainConfig(**options), overwrite=overwrite)
-    # The run draws from PyTorch's global generator, which, on the CPU, is put back as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(prepared.config.seed)
-        try:
+    try:
+        # The run draws from PyTorch's global generator, which, on the CPU, is put back as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(prepared.config.seed)
             rows = _fit(prepared, folder, callbacks, resume=resume)
-        except Exception:
-            if not resume and not folder.last_checkpoint.is_file():
-                folder.discard()  # there is nothing to go on from
-            raise
-    evaluation = _evaluate(prepared, folder, rows)
+        evaluation = _evaluate(prepared, folder, rows)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"To go on: scalablevit train --resume --out {folder.path}")
+        raise
+    except Exception:
+        if not resume and not folder.last_checkpoint.is_file():
+            folder.discard()  # there is nothing to go on from
+        raise
     folder.remove_replaced()
     return TrainResult(
         run=folder.path,
