@@ -17,37 +17,46 @@ THRESHOLD = 0.5  # above it a label of several is taken as given
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateResult:
-    """How right a model is on images that have one label each.
+class CommonResult:
+    """What is known of an evaluation, however many labels an image has.
+
+    Args:
+        data: What was evaluated on.
+        images: Number of images.
+        images_per_second: Reading, decoding and computing.
+        trained_on: How many of the images have the names of images that the run was trained on.
+        skipped: Images that could not be read, with the reasons.
+        loss: Mean cross-entropy; binary where an image may have several labels.
+        precision: For each class that the model named, how many of those images are of it.
+        recall: For each class that has images, how many of them the model named rightly.
+    """
+
+    data: str = ""
+    images: int
+    images_per_second: float = 0.0
+    trained_on: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    loss: float
+    precision: dict[str, float]
+    recall: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult(CommonResult):
+    """How right a model is on images that have one label each, beside what `CommonResult` says.
 
     Args:
         top1: Images whose class has the highest score.
         top5: Images whose class is among the five highest scores (100 if there are no more classes).
-        loss: Mean cross-entropy.
         calibration_error: Expected calibration error: how far, on average, the probability of the first class is from
             how often that class is right; over 15 bins of equal width (Naeini et al., AAAI 2015).
-        images: Number of images.
-        precision: For each class that the model named, how many of those images are of it.
-        recall: For each class that has images, how many of them the model named rightly.
         confusion: How many images of each class (row) were named as each class (column).
-        data: What was evaluated on.
-        images_per_second: Reading, decoding and computing.
-        skipped: Images that could not be read, with the reasons.
-        trained_on: How many of the images have the names of images that the run was trained on.
     """
 
     top1: float
     top5: float
-    loss: float
     calibration_error: float
-    images: int
-    precision: dict[str, float]
-    recall: dict[str, float]
     confusion: tuple[tuple[int, ...], ...] = field(repr=False)
-    data: str = ""
-    images_per_second: float = 0.0
-    skipped: dict[str, str] = field(default_factory=dict)
-    trained_on: int = 0
 
     @property
     def score(self) -> float:
@@ -63,36 +72,20 @@ class EvaluateResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiLabelResult:
-    """How right a model is on images that have any number of labels each.
+class MultiLabelResult(CommonResult):
+    """How right a model is on images that have any number of labels each, beside what `CommonResult` says.
 
     Args:
         mean_average_precision: Mean of `average_precision`.
         f1: Mean over the classes of the harmonic mean of precision and recall, at a probability of 0.5.
         f1_micro: The same over all labels together.
-        loss: Mean binary cross-entropy.
-        images: Number of images.
         average_precision: For each class that has images: the area under precision over recall.
-        precision: For each class that the model gave to an image, how many of those images have it.
-        recall: For each class that has images, to how many of them the model gave it.
-        data: What was evaluated on.
-        images_per_second: Reading, decoding and computing.
-        skipped: Images that could not be read, with the reasons.
-        trained_on: How many of the images have the names of images that the run was trained on.
     """
 
     mean_average_precision: float
     f1: float
     f1_micro: float
-    loss: float
-    images: int
     average_precision: dict[str, float]
-    precision: dict[str, float]
-    recall: dict[str, float]
-    data: str = ""
-    images_per_second: float = 0.0
-    skipped: dict[str, str] = field(default_factory=dict)
-    trained_on: int = 0
 
     @property
     def score(self) -> float:
