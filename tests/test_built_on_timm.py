@@ -184,5 +184,7 @@ def test_transformers_takes_backbones_and_other_classes(saved, tmp_path):
     ).eval()
     assert other(images).logits.shape == (2, 5)
     assert torch.equal(other.timm_model.forward_features(images), model.forward_features(images))
+    other.timm_model.reset_classifier(5, "avg")
+    other.config.model_args["global_pool"] = "avg"
     other.save_pretrained(tmp_path / "other")
     assert torch.equal(load_model(tmp_path / "other")(images), other(images).logits)

@@ -43,9 +43,8 @@ def test_without_pooling_each_position_has_its_logits(num_classes):
 
 def test_reset_keeps_everything_but_the_classifier():
     module = head("hidden", norm_eps=1e-5).to(torch.bfloat16)
-    module.classifier.requires_grad_(False)
     before = {name: p.clone() for name, p in module.named_parameters() if "classifier" not in name}
-    module.reset(7, dtype=torch.bfloat16)
+    module.reset(7, requires_grad=False, dtype=torch.bfloat16)
     assert module.classifier.weight.shape == (7, 4096)
     assert module.classifier.weight.dtype == torch.bfloat16
     assert not module.classifier.weight.requires_grad

@@ -117,6 +117,24 @@ def test_pruned_models_have_no_unused_parameters(design, indices, images):
 
 
 @DESIGNS
+@pytest.mark.parametrize("num_classes", [0, 5])
+def test_a_new_classifier_is_frozen_if_the_old_one_was(design, num_classes):
+    model = small_network(design, num_classes=num_classes)
+    model.reset_classifier(3)
+    assert all(p.requires_grad for p in model.get_classifier().parameters())
+    model.requires_grad_(False)
+    model.reset_classifier(0)
+    model.reset_classifier(4)
+    assert not any(p.requires_grad for p in model.parameters())
+    model.get_classifier().requires_grad_()
+    model.reset_classifier(5)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+        "head.classifier.weight",
+        "head.classifier.bias",
+    ]
+
+
+@DESIGNS
 @pytest.mark.parametrize("prune_head", [False, True])
 def test_a_head_of_another_width_goes_with_the_stage_it_belongs_to(design, prune_head, images):
     model = small_network(design, head_dropout=0.5).eval()

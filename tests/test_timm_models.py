@@ -75,10 +75,27 @@ def test_drop_rates_have_timms_names():
     config = {name: model.config[name] for name in ("head_dropout", "dropout", "attention_dropout", "drop_path")}
     assert config == {"head_dropout": 0.1, "dropout": 0.2, "attention_dropout": 0.3, "drop_path": 0.4}
     assert {create().config[name] for name in config} == {0.0}
-    with pytest.raises(TypeError, match="drop_rat"):
-        create(drop_rat=0.1)
-    with pytest.raises(ValueError, match=r"drop_path is 1\.5"):
-        create(drop_path_rate=1.5)
+    for name in ("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
+        with pytest.raises(ValueError, match=rf"{name} is 1\.5"):
+            create(**{name: 1.5})
+    with pytest.raises(ValueError, match="in_chans is 0"):
+        create(in_chans=0)
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("drop_rat", "give one of .*drop_rate"),
+        ("img_size", "any size works, leave it out"),
+        ("output_stride", "strides are those of the published networks"),
+        ("depths", "it is called depth"),
+        ("dropout", "it is called proj_drop_rate"),
+        ("channels", "it is called in_chans"),
+    ],
+)
+def test_arguments_that_are_not_there_get_a_hint(argument, hint):
+    with pytest.raises(TypeError, match=f"{argument} is no argument of TimmScalableViT: {hint}"):
+        create(**{argument: 1})
 
 
 @DESIGNS
@@ -247,6 +264,27 @@ def names_of(model, parameters):
     return [name for name, p in model.named_parameters() if id(p) in ids]
 
 
+def test_feature_maps_are_trained_with_layer_wise_decay_too():
+    model = create(features_only=True)
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=1.0, weight_decay=0.05, layer_decay=0.5)
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    inner = model.model.stages
+    order = [inner[0].patch_embedding.conv.weight, inner[0].layers[0].ssa.norm.weight, inner[1].layers[1].ssa.norm.bias]
+    assert [scales[id(p)] for p in order] == sorted(scales[id(p)] for p in order)
+    assert len(set(scales.values())) == 4
+    plain = {
+        name
+        for group in optimizer.param_groups
+        if not group["weight_decay"]
+        for name in names_of(model, group["params"])
+    }
+    assert plain == {f"model.{name}" for name in model.model.no_weight_decay()}
+    assert model.group_matcher(coarse=True) == {
+        "stem": r"^model\.stages\.0\.patch_embedding",
+        "blocks": r"^model\.stages\.(\d+)",
+    }
+
+
 def test_timms_optimizer_factory_takes_the_model(images):
     model = create()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.7)
@@ -259,9 +297,8 @@ def test_timms_optimizer_factory_takes_the_model(images):
 # Weights
 
 
-def from_weights(state, *, file_classes=5, **arguments):
-    overlay = {"state_dict": state, "num_classes": file_classes}
-    return create(**{"num_classes": file_classes, **arguments}, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+def from_weights(state, **arguments):
+    return create(**arguments, pretrained=True, pretrained_cfg_overlay={"state_dict": state}).eval()
 
 
 def network_of(layout):
@@ -284,14 +321,22 @@ def source(layout):
 
 
 @SOURCES
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": prefixed(s)}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": prefixed(state, "model.")},
+        lambda state: {"model": prefixed(state, "module._orig_mod.")},
+        lambda state: {"model_state_dict": state},
+    ],
+)
 def test_weights_of_every_layout_load(layout, wrap, images):
     model, arguments, state = source(layout)
     assert torch.equal(from_weights(wrap(state), **arguments)(images), model(images))
 
 
-def prefixed(state):
-    return {f"module.{name}": tensor for name, tensor in state.items()}
+def prefixed(state, prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
 
 @SOURCES
@@ -307,8 +352,9 @@ def test_other_classes_keep_all_but_the_classifier(layout, images):
 def test_headless_weights_load_into_models_without_classes(layout, images):
     model, arguments, state = source(layout)
     headless = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "mlp_head."))}
-    other = from_weights(headless, num_classes=0, **arguments)
-    assert torch.equal(other.forward_features(images), model.forward_features(images))
+    for num_classes in (0, 5):
+        other = from_weights(headless, num_classes=num_classes, **arguments)
+        assert torch.equal(other.forward_features(images), model.forward_features(images))
     getter = from_weights(headless, features_only=True, **arguments)
     assert torch.equal(getter(images)[-1], model.forward_features(images))
 
@@ -329,6 +375,10 @@ def test_other_channels_are_adapted_as_timm_does(layout, images):
     grey = images.mean(1, keepdim=True)
     other = from_weights(state, in_chans=1, **arguments)
     torch.testing.assert_close(other(grey), model(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+    own = other.state_dict()
+    grey_state = own if layout == "scalablevit" else convert_state_dict(own, other, to=layout)
+    colour = from_weights(grey_state, **arguments)  # whatever timm takes the channels of the file to be
+    torch.testing.assert_close(colour(grey.expand(-1, 3, -1, -1)), other(grey), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["vit-pytorch", "paper"])
@@ -343,6 +393,19 @@ def test_foreign_weights_of_another_network_are_refused(layout):
         from_weights(state, **arguments)
 
 
+def test_own_weights_of_another_network_are_refused():
+    with pytest.raises(ValueError, match=r"of another network than the model: .*stages\.0"):
+        from_weights(create().state_dict(), ff_expansion_factor=2)
+
+
+def test_wrong_heads_are_among_what_may_be_wrong():
+    _, _, state = network_of("vit-pytorch")
+    with pytest.raises(
+        ValueError, match=r"Build the model with iwsa_dim_key=.*, or with other heads: the weights do not"
+    ):
+        from_weights(state, heads=(2, 4))
+
+
 def test_weights_of_vit_pytorch_itself_give_its_outputs(images):
     windows = {"window_size": (4, 2)}  # it takes only windows that divide the map
     theirs = randomise(VitPytorch(num_classes=5, **{**SMALL, "dim": 8, **windows})).eval()
@@ -353,7 +416,8 @@ def test_weights_of_vit_pytorch_itself_give_its_outputs(images):
 def test_weights_of_the_authors_give_their_outputs():
     case = golden_case("paper_tiny")
     classes = case.logits.shape[1]
-    model = from_weights(case.state_dict, file_classes=classes, **{**case.arguments, "num_classes": classes})
+    arguments = {**case.arguments, "num_classes": classes}
+    model = from_weights(case.state_dict, **arguments)
     torch.testing.assert_close(model(case.images), case.logits, rtol=0, atol=1e-4)
 
 
@@ -379,6 +443,29 @@ def test_timms_folders_of_a_named_network_are_ours_as_well(safe, tmp_path):
     images = torch.randn(1, 1, 37, 29)
     assert torch.equal(load_model(tmp_path)(images), model(images))
     assert read_config(tmp_path)["label_names"] == ["a", "b", "c"]
+
+
+def test_a_loaded_model_is_saved_with_what_it_came_with(tmp_path):
+    cfg = {"input_size": (1, 28, 28), "mean": (0.28,), "std": (0.35,), "crop_pct": 1.0, "description": "clothes"}
+    save_model(
+        scalablevit.scalablevit_nano(num_classes=2, channels=1), tmp_path / "first", ["a", "b"], cfg, multi_label=True
+    )
+    first = read_config(tmp_path / "first")
+    save_model(load_model(tmp_path / "first"), tmp_path / "second")
+    assert read_config(tmp_path / "second") == first
+
+    source = f"local-dir:{tmp_path}/first"
+    save_model(timm.create_model(source, pretrained=True, in_chans=3), tmp_path / "colour")
+    colour = read_config(tmp_path / "colour")
+    assert colour["label_names"] == ["a", "b"]
+    expected = {"input_size": [3, 28, 28], "mean": [0.28] * 3, "std": [0.35] * 3, "crop_pct": 1.0}
+    assert {name: colour["pretrained_cfg"][name] for name in expected} == expected
+
+    other = timm.create_model(source, pretrained=True)
+    other.reset_classifier(2)
+    save_model(other, tmp_path / "other", pretrained_cfg=other.pretrained_cfg)
+    assert "label_names" not in read_config(tmp_path / "other")
+    assert read_config(tmp_path / "other")["pretrained_cfg"]["mean"] == [0.28]
 
 
 @pytest.mark.parametrize("name", ["scalablevit", "scalablevit_nano"])

@@ -59,7 +59,7 @@ class ClassifierHead(nn.Module):
     """Pooling, an optional norm, an optional hidden layer, dropout and the classifier.
 
     Maps (b, c, h, w) to logits (b, num_classes); without pooling to (b, num_classes, h, w). With no classes the
-    classifier is an `torch.nn.Identity` and the features come out.
+    classifier is a `torch.nn.Identity` and the features come out.
 
     Args:
         dim: Channels c of the map.
@@ -108,12 +108,15 @@ class ClassifierHead(nn.Module):
             x = self.classifier(x)
         return x.permute(0, 3, 1, 2) if self.pool.pooling == "" else x  # an unpooled map leaves channels first
 
-    def reset(self, num_classes: int, pooling: str | None = None, **factory: Any) -> None:
-        """Replaces the classifier, and nothing else but the pooling. A frozen classifier's successor is frozen too.
+    def reset(
+        self, num_classes: int, pooling: str | None = None, *, requires_grad: bool = True, **factory: Any
+    ) -> None:
+        """Replaces the classifier, and nothing else but the pooling.
 
         Args:
             num_classes: Number of logits; 0 for none.
             pooling: New pooling; None: unchanged.
+            requires_grad: Of the new classifier's parameters.
             **factory: ``device`` and ``dtype`` of the new classifier.
 
         Raises:
@@ -123,7 +126,6 @@ class ClassifierHead(nn.Module):
             pool = GlobalPool(pooling)
             self._check_width(pool)
             self.pool = pool
-        requires_grad = all(p.requires_grad for p in self.classifier.parameters())
         self.classifier = self._new_classifier(num_classes, **factory).requires_grad_(requires_grad)
         self.train(self.training)  # what is new follows
 

@@ -4,7 +4,7 @@ Axes: b batch, h height, w width, c channels. Images and feature maps are (b, c,
 """
 
 # No annotations as strings here: FX copies them into the code of its graphs, which TorchScript then cannot read.
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,11 @@ class ScalableViT(nn.Module):
         head_hidden_size: Width of what `forward_head` gives with ``pre_logits=True``.
         in_chans: Channels of the images (`channels`, under the name that timm uses).
         feature_info: For each stage its channels (``num_chs``), stride in pixels (``reduction``) and ``module``.
-        config: The arguments that make this network again; strings, numbers, booleans and lists, fit for JSON.
+        pretrained_cfg: What is known of the weights (timm's fields: image size, mean, names of classes ...), set by
+            `scalablevit.load_model` and by timm, and kept by `scalablevit.save_model`; None for a new network.
+        has_new_classifier: Whether `reset_classifier` has put another in its place, so that names of classes are void.
+        config: The arguments that make this network again, unless it was pruned; strings, numbers, booleans and lists,
+            fit for JSON.
 
     Raises:
         ValueError: If an argument has no sense, alone or with the others; it names the argument, value and fix.
@@ -114,6 +118,8 @@ class ScalableViT(nn.Module):
         self.num_classes = check_count("num_classes", num_classes, minimum=0)
         self.in_chans = check_count("channels", channels)
         self.num_features = stages[-1].dim
+        self.pretrained_cfg: dict[str, Any] | None = None
+        self.has_new_classifier = False
         self.global_pool = global_pool
         self.patch_size = check_count("patch_size", patch_size)
         self.drop_path = check_probability("drop_path", drop_path)
@@ -174,7 +180,7 @@ class ScalableViT(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that make this network again."""
+        """The arguments that make this network again, unless it was pruned."""
         return {
             "num_classes": self.num_classes,
             **self._arguments,
@@ -266,7 +272,7 @@ class ScalableViT(nn.Module):
         Raises:
             ValueError: If an index lies outside the stages.
         """
-        taken = take_indices(len(self.stages), list(indices) if isinstance(indices, Sequence) else indices)
+        taken = take_indices(len(self.stages), list(indices) if isinstance(indices, Iterable) else indices)
         kept = taken[-1] + 1
         is_shortened = kept < len(self.stages)
         self.stages = self.stages[:kept]
@@ -283,13 +289,14 @@ class ScalableViT(nn.Module):
         return taken
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer, or an `torch.nn.Identity` if there are no classes."""
+        """The last linear layer, or a `torch.nn.Identity` if there are no classes."""
         return self.head.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new linear layer (none for 0 classes) in the classifier's place. A hidden layer of the head stays.
 
-        The new layer has the device and type of the model, and is frozen if the old one was.
+        The new layer has the device and type of the model, and is frozen if the old one was; where there was none, if
+        all of the model is. So a linear layer on a frozen model is thawed by ``get_classifier().requires_grad_()``.
 
         Args:
             num_classes: Number of logits from now on.
@@ -300,9 +307,12 @@ class ScalableViT(nn.Module):
         """
         check_count("num_classes", num_classes, minimum=0)
         like = next(self.parameters())
-        self.head.reset(num_classes, global_pool, device=like.device, dtype=like.dtype)
+        old = list(self.head.classifier.parameters()) or list(self.parameters())
+        requires_grad = any(parameter.requires_grad for parameter in old)
+        self.head.reset(num_classes, global_pool, requires_grad=requires_grad, device=like.device, dtype=like.dtype)
         self.num_classes = num_classes
         self.global_pool = self.head.pool.pooling
+        self.has_new_classifier = True
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether each layer is computed again in the backward pass instead of keeping its activations."""

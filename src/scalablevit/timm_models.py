@@ -11,20 +11,37 @@ vit-pytorch in the widths and depth of small, or any other network of `ScalableV
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import FeatureGetterNet  # exported nowhere else
+from timm.models._manipulate import adapt_input_conv
 from torch import Tensor
 
+from scalablevit.configuration import check_count, check_probability
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.variants import UNNAMED, VARIANTS
 from scalablevit.weights import convert_checkpoint
+from scalablevit.weights.folder_config import TIMM_NAMES
 from scalablevit.weights.layouts import CLASSIFIER, FIRST_CONV
 
 __all__ = ["FeatureGetter", "TimmScalableViT", "checkpoint_filter_fn"]
+
+NO_CLASSIFIER = -1  # as a number of classes: that of no model, so that timm does not look for a classifier
+# What users of other models of timm may give, and what there is instead.
+HINTS = {
+    "img_size": "any size works, leave it out",
+    "output_stride": "strides are those of the published networks, leave it out",
+    "depths": "it is called depth",
+    "embed_dim": "it is called dim",
+    "embed_dims": "it is called dim",
+    "num_heads": "it is called heads",
+    "mlp_ratio": "it is called ff_expansion_factor",
+    **{ours: f"it is called {timms}, as everywhere in timm" for timms, ours in TIMM_NAMES.items()},
+}
 
 _NETWORKS = {**VARIANTS, UNNAMED.name: UNNAMED}
 
@@ -40,11 +57,11 @@ class TimmScalableViT(ScalableViT):
         proj_drop_rate: Probability that an activation is zeroed after output projections and in feed-forwards.
         attn_drop_rate: Probability that an attention weight is zeroed.
         drop_path_rate: Rate of stochastic depth of the last attention block.
-        **arguments: All others of `ScalableViT`.
+        **arguments: All other arguments of `ScalableViT`.
 
     Raises:
         ValueError: As `ScalableViT`.
-        TypeError: If `ScalableViT` has no such argument.
+        TypeError: If `ScalableViT` has no such argument, or it has timm's name here; the message says what there is.
     """
 
     def __init__(
@@ -59,6 +76,18 @@ class TimmScalableViT(ScalableViT):
         drop_path_rate: float = 0.0,
         **arguments: Any,
     ) -> None:
+        known = inspect.signature(ScalableViT).parameters
+        for name in arguments:
+            if name in HINTS or name not in known:
+                raise TypeError(f"{name} is no argument of {type(self).__name__}: {_hint(name, known)}")
+        check_count("in_chans", in_chans)
+        for name, rate in (
+            ("drop_rate", drop_rate),
+            ("proj_drop_rate", proj_drop_rate),
+            ("attn_drop_rate", attn_drop_rate),
+            ("drop_path_rate", drop_path_rate),
+        ):
+            check_probability(name, rate)
         super().__init__(
             num_classes=num_classes,
             channels=in_chans,
@@ -72,22 +101,50 @@ class TimmScalableViT(ScalableViT):
 
 
 class FeatureGetter(FeatureGetterNet):
-    """timm's wrapper of a model that gives feature maps, with the gradient checkpointing that its others have."""
+    """timm's wrapper of a model that gives feature maps, with what training asks of the model in it."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether each layer is computed again in the backward pass instead of keeping its activations."""
         self.model.set_grad_checkpointing(enable)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """As of the model, for layer-wise learning rates."""
+
+        def inside(pattern: str) -> str:
+            return pattern.replace("^", r"^model\.", 1)
+
+        groups = self.model.group_matcher(coarse)
+        blocks = groups["blocks"]
+        inner = inside(blocks) if coarse else [(inside(pattern), suffix) for pattern, suffix in blocks]
+        return {"stem": inside(groups["stem"]), "blocks": inner}
+
+    def no_weight_decay(self) -> set[str]:
+        """As of the model: the parameters that weight decay leaves alone."""
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
+
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: ScalableViT) -> dict[str, Tensor]:
     """A checkpoint in the layout of this package, of vit-pytorch or of the paper's authors, for `model`.
 
-    The name is timm's. Classes, channels and the head may be others than the model's: timm adapts or drops them.
+    The name is timm's. Classes, channels and the head may be others than the model's. timm goes by what
+    ``model.pretrained_cfg`` says of the checkpoint's classes, and drops a classifier of others; here it is made to say
+    what the checkpoint has.
 
     Raises:
-        ValueError: If the layout is unknown, or a foreign one is of another network.
+        ValueError: If the layout is unknown, or the checkpoint is of another network.
     """
-    return convert_checkpoint(state_dict, model)
+    state = convert_checkpoint(state_dict, model)
+    classifier, first = state.get(f"{CLASSIFIER}.weight"), state.get(f"{FIRST_CONV}.weight")
+    cfg = model.pretrained_cfg
+    if cfg is not None:
+        cfg["num_classes"] = NO_CLASSIFIER if classifier is None else classifier.shape[0]
+        if first is not None and first.shape[1] not in (cfg["input_size"][0], model.in_chans):
+            state[f"{FIRST_CONV}.weight"] = adapt_input_conv(model.in_chans, first, base_chans=first.shape[1])
+    return state
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    return HINTS.get(name) or f"give one of {', '.join(sorted({*known, *TIMM_NAMES} - set(HINTS)))}"
 
 
 def _default_cfg(name: str) -> dict[str, Any]:

@@ -4,10 +4,13 @@ import argparse
 import io
 
 import pytest
+import timm
 import torch
 from rich.console import Console
+from timm.models._hub import save_for_hf
 from vit_pytorch.scalable_vit import ScalableViT as VitPytorch
 
+import scalablevit.timm_models  # noqa: F401  # registers scalablevit_*
 from scalablevit import ScalableViT, convert_state_dict, save_model, scalablevit_nano
 from scalablevit.classification.initial_weights import (
     adapt_channels,
@@ -38,6 +41,13 @@ def test_a_saved_folder_is_kept_whole_for_the_same_classes(tmp_path):
     assert notes == [
         f"kept: {len(saved.state_dict())} of {len(saved.state_dict())} parameters, 1.27 M values, of {tmp_path}"
     ]
+
+
+def test_a_folder_by_timm_is_kept_whole_too(tmp_path):
+    saved = timm.create_model("scalablevit_nano", num_classes=2).eval()
+    save_for_hf(saved, tmp_path, model_config={"label_names": ["a", "b"]})
+    model, _, _ = start(tmp_path)
+    assert torch.equal(model(IMAGES), saved(IMAGES))
 
 
 @pytest.mark.parametrize("labels", [["b", "a"], ["a", "b", "c"], None])

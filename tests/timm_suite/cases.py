@@ -13,6 +13,23 @@ hierarchical backbone should do. Those left out are about single models of timm,
 
 from typing import Any
 
+# Those that timm parametrises by lists of models, of which ours must be found in each.
+LISTED = frozenset(
+    {
+        "test_model_forward",
+        "test_model_backward",
+        "test_model_default_cfgs",
+        "test_model_forward_torchscript",
+        "test_model_forward_features",
+        "test_model_forward_intermediates_features",
+        "test_model_forward_intermediates",
+        "test_prune_intermediate_layers_contract",
+        "test_model_forward_fx",
+        "test_model_backward_fx",
+        "test_model_forward_fx_torchscript",
+    }
+)
+
 
 def cases(names: list[str]) -> dict[str, list[Any]]:
     """For each test the values of its list that begins with the name of the model."""
@@ -22,6 +39,7 @@ def cases(names: list[str]) -> dict[str, list[Any]]:
         "test_features_only_grad_checkpointing_backward": names,
         "test_feature_getter_stage_ends_torchscript": names,
         "test_prune_intermediate_layers_params_used": names,
+        "test_prune_intermediate_layers_last_feature": [(name, True) for name in names],
         "test_forward_after_prune_intermediate_layers": names,
         "test_reset_classifier_keeps_pool": names,
         "test_head_hidden_size": with_arguments,
@@ -29,5 +47,8 @@ def cases(names: list[str]) -> dict[str, list[Any]]:
         "test_headless_checkpoint_reload": with_arguments,
         "test_model_init_weights_after_to_empty": with_arguments,
         # tests/test_model_input.py
+        "test_export_tracks_reset_pool_in_head": [
+            (name, n, pool) for name in names for n, pool in [(3, "max"), (0, "")]
+        ],
         "test_export_tracks_reset_classifier_structure": [(name, {}, None, None) for name in names],
     }

@@ -255,7 +255,7 @@ def change_config(folder, change):
         (lambda config: config["scalablevit"].update(layout_version=2), "holds layout version 2, .*pip install"),
         (lambda config: config["scalablevit"].update(layout_version="1"), "holds the layout version '1'"),
         (lambda config: config["scalablevit"]["arguments"].update(wings=2), "make no model: .*wings"),
-        (lambda config: config["scalablevit"]["arguments"].update(dim=-1), r"make no model: dim is \[-1, -2\]"),
+        (lambda config: config["model_args"].update(dim=-1), r"make no model: dim is \[-1, -2\]"),
         (
             lambda config: config.update(num_classes=4),
             r"model\.safetensors does not fit the model of config\.json .*head\.classifier\.weight is \[3, 32\]",

@@ -12,12 +12,11 @@ from torch import Tensor
 from scalablevit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.suggestions import nearest_path
-from scalablevit.weights import convert_state_dict, infer_arguments, read_config, read_weights
-from scalablevit.weights.layouts import OWN_LAYOUT, detect_layout
+from scalablevit.weights import convert_state_dict, infer_arguments, read_config, read_weights, weights_file
+from scalablevit.weights.layouts import CLASSIFIER, FIRST_CONV, OWN_LAYOUT, detect_layout
 from scalablevit.weights.state_dicts import shapes_of, unwrap
 
-CLASSIFIER = "head.classifier"
-FIRST_CONV = "stages.0.patch_embedding.conv.weight"
+FIRST_WEIGHT = f"{FIRST_CONV}.weight"
 VIT_PYTORCH_HEAD_WIDTH = 32  # its default; the weights do not say how many heads there are
 
 
@@ -116,9 +115,9 @@ def load_into(model: ScalableViT, initial: InitialWeights, classes: Sequence[str
         state = {name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIER)}
         before = len(initial.labels) if initial.labels else initial.arguments["num_classes"]
         notes.append(f"new: the classifier, for {len(classes)} classes (the weights have {before} others)")
-    if state[FIRST_CONV].shape[1] != model.in_chans:
-        before = state[FIRST_CONV].shape[1]
-        state[FIRST_CONV] = adapt_channels(state[FIRST_CONV], model.in_chans)
+    if state[FIRST_WEIGHT].shape[1] != model.in_chans:
+        before = state[FIRST_WEIGHT].shape[1]
+        state[FIRST_WEIGHT] = adapt_channels(state[FIRST_WEIGHT], model.in_chans)
         notes.append(f"adapted: the first convolution, from {before} to {model.in_chans} channels")
     surplus = next((name for name in state if name not in own), None)
     if surplus is not None:
@@ -159,7 +158,7 @@ def _from_folder(path: Path) -> InitialWeights:
         source=path,
         layout=OWN_LAYOUT,
         arguments=config["scalablevit"]["arguments"],
-        state=dict(read_weights(path / "model.safetensors")),
+        state=dict(read_weights(weights_file(path))),
         labels=tuple(labels) if labels else None,
         normalisation=(preprocessing.mean, preprocessing.std),
     )

@@ -3,7 +3,8 @@
 from scalablevit.weights.arguments import infer_arguments
 from scalablevit.weights.conversion import convert_checkpoint, convert_state_dict
 from scalablevit.weights.files import read_weights
-from scalablevit.weights.folders import is_multi_label, load_model, read_config, save_model
+from scalablevit.weights.folder_config import is_multi_label
+from scalablevit.weights.folders import load_model, read_config, save_model, weights_file
 
 __all__ = [
     "convert_checkpoint",
@@ -14,4 +15,5 @@ __all__ = [
     "read_config",
     "read_weights",
     "save_model",
+    "weights_file",
 ]

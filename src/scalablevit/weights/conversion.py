@@ -11,7 +11,7 @@ from torch import Tensor
 from scalablevit.design import resolve_design
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.weights.arguments import arguments_of
-from scalablevit.weights.layouts import FOREIGN_LAYOUTS, LAYOUTS, OWN_LAYOUT, detect_layout
+from scalablevit.weights.layouts import FIRST_CONV, FOREIGN_LAYOUTS, LAYOUTS, OWN_LAYOUT, detect_layout
 from scalablevit.weights.rules import ForeignLayout, pairings, split, stack
 from scalablevit.weights.state_dicts import Shapes, differences, shape_of, shapes_of, unwrap
 
@@ -25,8 +25,9 @@ def convert_state_dict(state_dict: Mapping[str, Any], model: ScalableViT, to: st
 
     Args:
         state_dict: A state dict of this package, of vit-pytorch or of the paper authors' code. It may be wrapped as
-            ``{"state_dict": ...}``, ``{"model": ...}`` or ``{"model_ema": ...}`` (the first of these that is there),
-            and all its names may begin with ``module.`` or ``_orig_mod.``. It is not changed.
+            ``{"state_dict": ...}``, or under ``"model"``, ``"model_ema"`` or ``"model_state_dict"`` (the first of these
+            that is there), and all its names may begin with ``module.``, ``_orig_mod.`` or ``model.``. It is not
+            changed.
         model: The model that the weights belong to, whatever its own weights are. It is not changed.
         to: The layout that is wanted: ``"scalablevit"``, which `model.load_state_dict` takes, ``"vit-pytorch"`` or
             ``"paper"``.
@@ -68,18 +69,31 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], model: ScalableViT) -> dic
         The tensors; those of our own layout as they are, those of another in memory of their own.
 
     Raises:
-        ValueError: If the layout is unknown, or a foreign one is of another network.
+        ValueError: If the layout is unknown, or the checkpoint is of another network.
     """
     state = unwrap(checkpoint)
-    name = detect_layout(state)
-    if name == OWN_LAYOUT:
-        return state
-    layout, shapes = FOREIGN_LAYOUTS[name], shapes_of(state)
+    detected = detect_layout(state)
+    if detected == OWN_LAYOUT:
+        return _checked_backbone(state, model)
+    layout, shapes = FOREIGN_LAYOUTS[detected], shapes_of(state)
     found = layout.read_model(shapes)
     channels = shape_of(shapes, layout.first_conv, 4)[1]
     adapted = {"num_classes": found["num_classes"], "head": found["head"], "channels": channels, "global_pool": "avg"}
     source = ScalableViT(**{**model.config, **adapted}, device="meta")
     return _to_own(state, source, layout, has_head=any(name.startswith(layout.head_prefix) for name in shapes))
+
+
+def _checked_backbone(state: dict[str, Tensor], model: ScalableViT) -> dict[str, Tensor]:
+    """The state dict, if all in it but the head and the first convolution is what the model has."""
+    adaptable = ("head.", f"{FIRST_CONV}.")
+
+    def fixed(shapes: Shapes) -> Shapes:
+        return {name: shape for name, shape in shapes.items() if not name.startswith(adaptable)}
+
+    problem = differences(fixed(shapes_of(state)), fixed(shapes_of(model.state_dict())))
+    if problem:
+        raise ValueError(f"the state dict (scalablevit layout) is of another network than the model: {problem}")
+    return state
 
 
 def _checked_own(state: Mapping[str, Tensor], model: ScalableViT) -> dict[str, Tensor]:
@@ -148,5 +162,7 @@ def _fix(shapes: Shapes, layout: ForeignLayout, model: ScalableViT) -> str:
             wanted.append(f"{name}={value!r}")
     if not wanted:
         return "It is incomplete, or was changed after training: get it again from where it came"
+    is_open = layout.head_width is None and any("_dim_key=" in item or "_dim_value=" in item for item in wanted)
+    guess = ", or with other heads: the weights do not say how many" if is_open else ""
     note = "; afterwards reset_classifier gives it other classes" if "num_classes" in " ".join(wanted) else ""
-    return f"Build the model with {', '.join(wanted)}{note}"
+    return f"Build the model with {', '.join(wanted)}{guess}{note}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.suggestions import nearest_path
 from scalablevit.weights.files import read_weights
-from scalablevit.weights.folder_config import MULTI_LABEL, config_text, network_arguments
+from scalablevit.weights.folder_config import config_text, network_arguments
 from scalablevit.weights.layouts import LAYOUT_VERSION, check_layout_version
 from scalablevit.weights.state_dicts import differences, shapes_of
 
@@ -34,17 +34,20 @@ def save_model(
     labels: Sequence[str] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
     *,
-    multi_label: bool = False,
+    multi_label: bool | None = None,
 ) -> None:
     """Writes a model into a folder, which `load_model` and timm read. Each file is replaced as a whole or not at all.
 
     Args:
         model: The model. Its parameters are written in their own types.
         path: The folder; made if it does not exist. Other files in it are left alone.
-        labels: Names of the classes, in the order of the logits.
-        pretrained_cfg: Fields of timm's ``PretrainedCfg`` that differ from the usual ones (224 pixels, 64 for nano;
-            ImageNet's mean and standard deviation, or 0.5 if there are not three channels; bicubic, crop 0.875).
-        multi_label: Whether the model gives any number of labels to an image, each with a probability of its own.
+        labels: Names of the classes, in the order of the logits; None: those that the model was loaded with, unless its
+            classifier is new.
+        pretrained_cfg: Fields of timm's ``PretrainedCfg`` that differ from what the model was loaded with, or for a new
+            model from the usual ones (224 pixels, 64 for nano; ImageNet's mean and standard deviation, or 0.5 if there
+            are not three channels; bicubic, crop 0.875).
+        multi_label: Whether the model gives any number of labels to an image, each with a probability of its own; None:
+            as it was loaded, else no.
 
     Raises:
         ValueError: If the model is not a `ScalableViT` as its arguments make it, has no values yet, or the labels or
@@ -96,6 +99,10 @@ def load_model(
     if dtype is not None:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     model.load_state_dict(state, assign=True)
+    model.pretrained_cfg = {
+        **config["pretrained_cfg"],
+        **{name: config[name] for name in ("label_names", "problem_type") if name in config},
+    }
     return model.eval()
 
 
@@ -135,23 +142,20 @@ def read_config(path: str | Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}): save the model anew") from error
-    arguments = network_arguments(config) if isinstance(config, dict) else None
+    is_readable = isinstance(config, dict) and isinstance(config.get("model_args") or {}, dict)
+    arguments = network_arguments(config) if is_readable else None
     if arguments is None:
         raise ValueError(
-            f"{file} is not of a network of scalablevit (it has no arguments under the key 'scalablevit', and its"
-            " architecture is no scalablevit_*): build the model yourself and load its weights through"
+            f"{file} is not of a network of scalablevit (it has neither arguments under the key 'scalablevit' nor an"
+            " architecture scalablevit_* with model_args): build the model yourself and load its weights through"
             " convert_state_dict"
         )
     if not isinstance(config.get("pretrained_cfg"), dict):
         raise ValueError(f"{file} does not say under pretrained_cfg what images the model takes: save the model anew")
-    own = config.setdefault("scalablevit", {"layout_version": LAYOUT_VERSION})
+    own = config.get("scalablevit")
+    own = own if isinstance(own, dict) else {"layout_version": LAYOUT_VERSION}
     check_layout_version(own.get("layout_version"), str(file))
     return {**config, "scalablevit": {**own, "arguments": arguments}}
-
-
-def is_multi_label(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a ``config.json`` gives any number of labels to an image."""
-    return config.get("problem_type") == MULTI_LABEL
 
 
 def _check_model(model: ScalableViT) -> None:

@@ -12,9 +12,10 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 # Where checkpoints keep the state dict, in the order in which they are tried.
-WRAPPING_KEYS = ("state_dict", "model", "model_ema")
-# What torch puts before every name of a model that is wrapped for several devices, or compiled.
-WRAPPING_PREFIXES = ("module.", "_orig_mod.")
+WRAPPING_KEYS = ("state_dict", "model", "model_ema", "model_state_dict")
+# What stands before every name of a model that torch wraps for several devices, or compiles; and of one that is the
+# ``model`` of a Lightning module or of a timm wrapper.
+WRAPPING_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 _NAMED_KEYS = 6  # as many as fit a message that is still read
 
@@ -23,8 +24,9 @@ def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict in a checkpoint.
 
     Args:
-        checkpoint: A state dict, or a dict that holds one under ``"state_dict"``, ``"model"`` or ``"model_ema"`` (the
-            first of these that is there). A prefix ``module.`` or ``_orig_mod.`` that all names have is taken away.
+        checkpoint: A state dict, or a dict that holds one under ``"state_dict"``, ``"model"``, ``"model_ema"`` or
+            ``"model_state_dict"`` (the first of these that is there). A prefix ``module.``, ``_orig_mod.`` or
+            ``model.`` that all names have is taken away.
 
     Returns:
         A new dict with the tensors themselves, not copies.
