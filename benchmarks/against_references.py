@@ -1,11 +1,10 @@
 """Speed and memory side by side with the published implementations of ScalableViT, in one process.
 
-The contenders run in turn (A B A B ...), so that what else the machine does hits all of them. Figures are medians, a
-ratio the reference's time over ours. Saved activations are the bytes of the distinct storages that autograd keeps for
-the backward pass, parameters left out; peak RSS is that of a fresh process over what it held before the step.
-
     python benchmarks/against_references.py                          # against the package vit-pytorch
     python benchmarks/against_references.py --authors PATH           # and against a checkout of the authors' repository
+
+Ratios are of images per second, ours over the reference's; see `scalablevit.benchmark` for how they are measured. Saved
+activations are the bytes of the distinct storages that autograd keeps for the backward pass, parameters left out.
 
 Results are kept in benchmarks/results/.
 """
@@ -17,92 +16,67 @@ import contextlib
 import importlib.util
 import io
 import json
-import platform
-import statistics
-import subprocess
 import sys
-import time
 import types
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import scalablevit
+from scalablevit.benchmarking.comparison import BenchmarkResult, benchmark
+from scalablevit.benchmarking.contenders import Contender, parse_contender
 from scalablevit.benchmarking.cost import count_saved_bytes
-
-README: dict[str, Any] = {
-    "num_classes": 1000,
-    "dim": 64,
-    "heads": (2, 4, 8, 16),
-    "depth": (2, 2, 20, 2),
-    "ssa_dim_key": (40, 40, 40, 32),
-    "reduction_factor": (8, 4, 2, 1),
-    "window_size": (64, 32, None, None),
-}
-PAPER_DEPTH: dict[str, Any] = {**README, "depth": (1, 1, 10, 1), "window_size": 7}
+from scalablevit.display import show_benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two networks with the same work to do, and the images for it."""
+    """Two networks with the same work to do, the reference first, and the images and precisions for it."""
 
     name: str
-    ours: Callable[[], nn.Module]
-    reference: Callable[[], nn.Module]
+    reference: str | Contender
+    ours: str
     size: int  # pixels, square
     batch: int
-    memory: bool  # whether memory is compared too
-
-    def models(self) -> dict[str, nn.Module]:
-        """The two models, ours first."""
-        with contextlib.redirect_stdout(io.StringIO()):  # the authors' constructors print
-            return {"ours": self.ours(), "reference": self.reference()}
-
-    def images(self) -> torch.Tensor:
-        """(batch, 3, size, size), random."""
-        return torch.randn(self.batch, 3, self.size, self.size)
+    precisions: tuple[str, ...] = ("fp32",)
 
 
-def comparisons(authors: Path | None) -> list[Comparison]:
-    """What is compared; with the authors' code if its place is given."""
-    from vit_pytorch.scalable_vit import ScalableViT as Reference
+VIT_PYTORCH = (
+    Comparison(
+        name="vit-pytorch, its README's configuration, 256 px, batch 2",
+        reference="vit-pytorch:readme",
+        ours="scalablevit:readme",
+        size=256,
+        batch=2,
+    ),
+    Comparison(
+        name="vit-pytorch, S widths at the paper's depth, windows of 7, 224 px, batch 8",
+        reference="vit-pytorch:paper-depth",
+        ours="scalablevit:paper-depth",
+        size=224,
+        batch=8,
+    ),
+)
 
-    found = [
-        Comparison(
-            name="vit-pytorch, its README's configuration, 256 px, batch 2",
-            ours=lambda: scalablevit.ScalableViT(**README),
-            reference=lambda: Reference(**README),
-            size=256,
-            batch=2,
-            memory=True,
-        ),
-        Comparison(
-            name="vit-pytorch, S widths at the paper's depth, windows of 7, 224 px, batch 8",
-            ours=lambda: scalablevit.ScalableViT(**PAPER_DEPTH),
-            reference=lambda: Reference(**PAPER_DEPTH),
-            size=224,
-            batch=8,
-            memory=False,
-        ),
-    ]
-    if authors is not None:
-        small = load_authors_module(authors).scalable_vit_small
-        found.append(
-            Comparison(
-                name="the authors' code, S, 224 px, batch 8",
-                ours=scalablevit.scalablevit_small,
-                reference=small,
-                size=224,
-                batch=8,
-                memory=True,
-            )
-        )
-    return found
+
+def authors_comparison(checkout: Path) -> Comparison:
+    """With the authors' S."""
+    small = load_authors_module(checkout).scalable_vit_small
+
+    def build(height: int, width: int) -> nn.Module:
+        with contextlib.redirect_stdout(io.StringIO()):  # its constructors print
+            return small()
+
+    return Comparison(
+        name="the authors' code, S, 224 px, batch 8",
+        reference=Contender(name="authors:small", build=build),
+        ours="scalablevit_small",
+        size=224,
+        batch=8,
+        precisions=("fp32", "bf16"),
+    )
 
 
 def load_authors_module(path: Path) -> types.ModuleType:
@@ -128,107 +102,54 @@ def load_authors_module(path: Path) -> types.ModuleType:
     return module
 
 
-def forward(model: nn.Module, images: torch.Tensor) -> None:
-    with torch.no_grad():
-        model(images)
+def saved_bytes(contender: str | Contender, comparison: Comparison) -> int:
+    """Bytes that a forward pass keeps for the backward pass."""
+    parsed = parse_contender(contender) if isinstance(contender, str) else contender
+    model = parsed.build(comparison.size, comparison.size).train()
+    return count_saved_bytes(model, torch.randn(comparison.batch, 3, comparison.size, comparison.size))
 
 
-def forward_backward(model: nn.Module, images: torch.Tensor) -> None:
-    model(images).sum().backward()
-    model.zero_grad()
-
-
-def interleaved_seconds(comparison: Comparison, step: Callable[..., None], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round of each model, the models in turn, after one round of warm-up."""
-    models, images = comparison.models(), comparison.images()
-    for model in models.values():
-        model.train(step is forward_backward)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(rounds + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            step(model, images)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def peak_rss_bytes(index: int, which: str, authors: Path | None) -> int:
-    """Peak RSS of one forward and backward pass in a fresh process, over its RSS before the step."""
-    command = [sys.executable, __file__, "--peak-rss", str(index), which]
-    if authors is not None:
-        command += ["--authors", str(authors)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def print_peak_rss(comparison: Comparison, which: str) -> None:
-    model, images = comparison.models()[which].train(), comparison.images()
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # what both need alike
-    status = Path("/proc/self/status")
-
-    def kilobytes(field: str) -> int:
-        return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1])
-
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = kilobytes("VmRSS")
-    model(images).sum().backward()
-    print((kilobytes("VmHWM") - before) * 1024)
-
-
-def measure(comparison: Comparison, index: int, rounds: int, authors: Path | None) -> dict[str, Any]:
+def measure(comparison: Comparison, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one comparison, as a dictionary fit for JSON; printed as they come."""
     print(f"\n{comparison.name}")
     row: dict[str, Any] = {"comparison": comparison.name}
-    for name, step in (("forward", forward), ("forward + backward", forward_backward)):
-        seconds = interleaved_seconds(comparison, step, rounds)
-        ours, reference = (statistics.median(seconds[which]) for which in ("ours", "reference"))
-        row[name] = {"seconds": seconds, "ratio": reference / ours}
-        print(f"  {name:20} {ours * 1e3:8.0f} ms against {reference * 1e3:8.0f} ms   {reference / ours:.2f} x as fast")
-    if comparison.memory:
-        models, images = comparison.models(), comparison.images()
-        figures = {
-            "saved activations": {which: count_saved_bytes(model, images) for which, model in models.items()},
-            "peak RSS": {which: peak_rss_bytes(index, which, authors) for which in models},
-        }
-        del models
-        for name, figure in figures.items():
-            ratio = figure["ours"] / figure["reference"]
-            row[name] = {**figure, "ratio": ratio}
-            print(
-                f"  {name:20} {figure['ours'] / 1e6:8.0f} MB against {figure['reference'] / 1e6:8.0f} MB   {ratio:.2f}"
-            )
-    return row
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on and with."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "timm", "vit-pytorch", "scalablevit")},
+    for mode in ("infer", "train"):
+        for precision in comparison.precisions:
+            for compiled in (False, True) if options.compile else (False,):
+                result: BenchmarkResult = benchmark(
+                    [comparison.reference, comparison.ours],
+                    mode=mode,  # type: ignore[arg-type]
+                    precision=precision,  # type: ignore[arg-type]
+                    sizes=[(comparison.size, comparison.size)],
+                    batch=comparison.batch,
+                    compile=compiled,
+                    threads=options.threads,
+                    rounds=options.rounds,
+                    memory=not compiled,
+                )
+                show_benchmark(result)
+                row[f"{mode} {precision} {'compiled' if compiled else 'eager'}"] = asdict(result)
+    saved = {
+        "reference": saved_bytes(comparison.reference, comparison),
+        "ours": saved_bytes(comparison.ours, comparison),
     }
+    row["saved activations"] = {**saved, "ratio": saved["ours"] / saved["reference"]}
+    print(f"saved activations: {saved['ours'] / 1e6:.0f} of {saved['reference'] / 1e6:.0f} MB")
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--authors", type=Path, help="a checkout of the authors' repository")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds per figure, after one of warm-up")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds per figure")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--compile", action="store_true", help="compiled against compiled as well")
     parser.add_argument("--json", type=Path, help="where to write all figures")
-    parser.add_argument("--peak-rss", nargs=2, metavar=("INDEX", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    found = comparisons(options.authors)
-    if options.peak_rss:
-        print_peak_rss(found[int(options.peak_rss[0])], options.peak_rss[1])
-        return
-    print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    rows = [measure(comparison, index, options.rounds, options.authors) for index, comparison in enumerate(found)]
+    found = [*VIT_PYTORCH, *([authors_comparison(options.authors)] if options.authors else [])]
+    rows = [measure(comparison, options) for comparison in found]
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "comparisons": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from scalablevit.variants import (
 )
 
 if TYPE_CHECKING:
+    from scalablevit.benchmarking.comparison import benchmark
     from scalablevit.classification.checking import check
     from scalablevit.classification.evaluation import evaluate
     from scalablevit.classification.prediction import predict
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "benchmark": "scalablevit.benchmarking.comparison",
     "check": "scalablevit.classification.checking",
     "convert_state_dict": "scalablevit.weights",
     "evaluate": "scalablevit.classification.evaluation",
@@ -39,6 +41,7 @@ _LAZY = {
 __all__ = [
     "Design",
     "ScalableViT",
+    "benchmark",
     "check",
     "convert_state_dict",
     "evaluate",

@@ -302,6 +302,45 @@ def _check(arguments: Namespace) -> int:
     return 1 if problems else 0
 
 
+def _add_benchmark_arguments(parser: ArgumentParser) -> None:
+    from scalablevit.benchmarking.contenders import KINDS
+
+    parser.add_argument("contenders", nargs="+", help=f"What to measure, the first being what ratios are to: {KINDS}.")
+    parser.add_argument("--mode", default="infer", help="infer, or train: forward, loss and backward.")
+    parser.add_argument("--precision", default="fp32", help="fp32, or autocast to bf16 or fp16.")
+    parser.add_argument("--size", nargs="+", default=["224"], help="Sizes of images, in pixels: 224, or 800x1344.")
+    parser.add_argument("--batch", type=int, default=8, help="Images at once.")
+    parser.add_argument("--compile", action="store_true", help="Compile the models.")
+    parser.add_argument("--channels_last", action="store_true", help="Channels-last images and convolution weights.")
+    parser.add_argument("--threads", type=int, help="Of PyTorch, on a CPU; default: as many as there are cores.")
+    parser.add_argument("--rounds", type=int, default=9, help="How many turns each contender has.")
+    parser.add_argument("--no_memory", action="store_true", help="Leave memory out, which takes a process for each.")
+    parser.add_argument("--json", metavar="FILE", help="Write all that was measured, with versions and the command.")
+    parser.add_argument("--plot", metavar="FILE", help="Draw throughput against accuracy, or growth with the size.")
+    parser.add_argument("--device", default="cpu", help="Where: cpu, or cuda.")
+
+
+def _benchmark(arguments: Namespace) -> int:
+    from scalablevit.benchmarking.comparison import benchmark, parse_size
+    from scalablevit.display import show_benchmark
+
+    if arguments.plot:
+        from scalablevit.benchmarking.plots import plot_benchmark
+    names = ("mode", "precision", "batch", "compile", "channels_last", "device", "threads", "rounds")
+    result = benchmark(
+        arguments.contenders,
+        sizes=[parse_size(size) for size in arguments.size],
+        memory=not arguments.no_memory,
+        **{name: arguments[name] for name in names},
+    )
+    show_benchmark(result)
+    if arguments.json:
+        result.write(arguments.json)
+    if arguments.plot:
+        plot_benchmark(result, arguments.plot)
+    return 1 if any(measurement.error for measurement in result.measurements) else 0
+
+
 def _add_device_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--device", help="Where to compute; default: the machine's accelerator if it has one.")
 
@@ -322,6 +361,11 @@ VERBS: dict[str, Verb] = {
     ),
     "check": Verb(
         summary="Read every image of a data set, and say what is wrong.", add_arguments=_add_check_arguments, run=_check
+    ),
+    "benchmark": Verb(
+        summary="Measure the speed and memory of models side by side.",
+        add_arguments=_add_benchmark_arguments,
+        run=_benchmark,
     ),
     "models": Verb(summary="List the models.", add_arguments=lambda parser: None, run=_models),
 }

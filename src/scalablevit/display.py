@@ -12,6 +12,7 @@ from scalablevit.benchmarking.cost import count_macs, count_parameters
 from scalablevit.variants import VARIANTS
 
 if TYPE_CHECKING:
+    from scalablevit.benchmarking.comparison import BenchmarkResult
     from scalablevit.classification.checking import CheckResult
     from scalablevit.classification.planning import Plan
     from scalablevit.classification.scores import AnyResult
@@ -78,6 +79,42 @@ def show_models() -> None:
             published.source if published else "this project's own; not published",
         )
     _print(table)
+
+
+def show_benchmark(result: BenchmarkResult) -> None:
+    """How fast contenders are, and what they need."""
+    work = result.workload
+    how = f"{work.mode}, {work.precision}, batch {work.batch}, {'compiled' if work.compile else 'eager'}"
+    about = result.machine
+    where = f"{about['device']}, {about['threads']} threads" if work.device == "cpu" else about["device"]
+    table = _table(
+        "contender", "size", "images/s", "spread", "ratio", "peak memory, MB", "parameters, M", "GMACs",
+        "of the matrix rate", "top-1, % (published)",
+    )  # fmt: skip
+    for m in result.measurements:
+        if m.error is not None:
+            continue
+        table.add_row(
+            m.contender,
+            f"{m.height}x{m.width}",
+            _number(m.images_per_second, ".1f"),
+            _number(m.spread, ".0%"),
+            _number(m.ratio, ".2f"),
+            _number(m.peak_memory_bytes, ".0f", 1e6),
+            _number(m.parameters, ".1f", 1e6),
+            _number(m.macs, ".2f", 1e9),
+            _number(m.matrix_share, ".0%"),
+            _number(m.top1, ".1f"),
+        )
+    _print(
+        f"{how}; {where}, PyTorch {about['torch']}; matrix rate {result.matrix_flops / 1e9:.0f} GFLOP/s",
+        table,
+        *(f"{m.contender} at {m.height}x{m.width}: {m.error}" for m in result.measurements if m.error is not None),
+    )
+
+
+def _number(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "-" if value is None else format(value / unit, form)
 
 
 def _counts(training: Mapping[str, int], validation: Mapping[str, int]) -> Table:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
-
-from scalablevit.scalable_vit import ScalableViT
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -15,22 +14,23 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: ScalableViT, height: int, width: int) -> int:
-    """Multiply-accumulates of one image's forward pass, as this package runs it.
+def count_macs(model: nn.Module, height: int, width: int) -> int:
+    """Multiply-accumulates of one image's forward pass, as the model runs it.
 
     Counted are matrix products, the two of attention among them, and convolutions: what papers call FLOPs. Norms,
     activations and sums are not. Attention is counted with keys and values padded to one width, as they are multiplied
     (see `scalablevit.dot_product.attend`), so that models whose widths differ count up to 0.3 % more than in theory.
 
     Args:
-        model: The model. It may be on the meta device, and its values are neither read nor changed.
+        model: The model, for images of `in_chans` channels, if it says so, or three. It may be on the meta device, and
+            its values are neither read nor changed.
         height: Of the image, in pixels.
         width: Of the image, in pixels.
     """
-    shadows = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
-    image = torch.empty(1, model.in_chans, height, width, device="meta")
+    shadow = copy.deepcopy(model).to("meta").eval()
+    image = torch.empty(1, getattr(model, "in_chans", 3), height, width, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(model, shadows, image)
+        shadow(image)
     return int(counter.get_total_flops()) // 2
 
 
