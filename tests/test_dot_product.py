@@ -49,3 +49,25 @@ def test_dropout_keeps_the_mean_and_hits_the_weights():
     assert not torch.equal(draws[0], draws[1])
     # Each draw deviates by about sqrt(0.2 / 0.8 * sum of squared weights), under 0.25; 2000 draws leave under 0.006.
     torch.testing.assert_close(draws.mean(0), exact, rtol=0, atol=0.035)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("keys", [4, 128, 129])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_training_in_half_precision_is_near_float64(dtype, keys, is_masked):
+    tensors = inputs(6, 3, keys=keys, dtype=dtype)
+    # As they come: heads inside the channels, so that a head's rows are not side by side in memory.
+    tensors = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in tensors]
+    mask = torch.zeros(2, 1, 1, keys, dtype=dtype)
+    if is_masked:
+        mask[1, ..., -2:] = float("-inf")
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    out, expected = attend(*tensors, 0.3, 0.0, mask), attend(*exact, 0.3, 0.0, mask.double())
+    probe = torch.randn_like(out)
+    found = [out, *torch.autograd.grad(out, tensors, probe)]
+    wanted = [expected, *torch.autograd.grad(expected, exact, probe.double())]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == dtype
+        assert ((one.double() - other).norm() / other.norm()).item() < 0.015
+    with torch.no_grad():
+        torch.testing.assert_close(attend(*tensors, 0.3, 0.0, mask), out, rtol=0.02, atol=0.02)

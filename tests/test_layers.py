@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from scalablevit.feed_forward import FeedForward
 from scalablevit.initialisation import initialise
-from scalablevit.layers import PEG, DropPath, MapConv2d, PatchEmbedding
+from scalablevit.layers import PEG, CellConv2d, DropPath, MapConv2d, PatchEmbedding, _CellConvolution
 from tests.networks import small_network
 
 
@@ -24,6 +24,72 @@ def test_a_map_convolution_is_the_convolution():
     x = torch.randn(2, 7, 6, 3)
     expected = F.conv2d(x.permute(0, 3, 1, 2), module.weight, module.bias, 2, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(module(x), expected)
+
+
+def cell_arguments(cell, size, dtype=torch.float64):
+    shapes = (2, *size, 3), (3, 1, cell, cell), (3,)
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("cell", [2, 3])
+@pytest.mark.parametrize("size", [(6, 6), (7, 5), (3, 8)], ids=str)
+def test_the_backward_pass_over_cells_is_that_of_the_convolution(cell, size):
+    tensors = cell_arguments(cell, size)
+    function = lambda x, w, b: _CellConvolution.apply(x, w, b, cell)  # noqa: E731
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+    x, weight, bias = tensors
+    expected = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, cell, groups=3).permute(0, 2, 3, 1)
+    out = function(*tensors)
+    torch.testing.assert_close(out, expected)
+    probe = torch.randn_like(out).transpose(1, 2).contiguous().transpose(1, 2)  # not laid out as a convolution's
+    for one, other in zip(*(torch.autograd.grad(y, tensors, probe) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("frozen", [(), ("weight",), ("bias",), ("weight", "bias")], ids=str)
+def test_cells_in_half_precision_are_near_float64(dtype, frozen):
+    torch.manual_seed(0)
+    module, exact = CellConv2d(8, 4), CellConv2d(8, 4).double()
+    exact.load_state_dict(module.state_dict())
+    for name in frozen:
+        for one in (module, exact):
+            one.get_parameter(name).requires_grad_(False)
+    x = torch.randn(2, 9, 13, 8).to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        out = module(x)
+    assert type(out.grad_fn).__name__ == "_CellConvolutionBackward"
+    double = x.detach().double().requires_grad_()
+    expected = exact(double)
+    assert out.dtype == dtype
+    probe = torch.randn_like(out)
+    out.backward(probe)
+    expected.backward(probe.double())
+    pairs = [(out, expected), (x.grad, double.grad)]
+    for name, parameter in module.named_parameters():
+        if name in frozen:
+            assert parameter.grad is None
+        else:
+            assert parameter.grad.dtype == torch.float32
+            pairs.append((parameter.grad, exact.get_parameter(name).grad))
+    for one, other in pairs:
+        assert ((one.double() - other).norm() / other.norm()).item() < 0.01
+
+
+def test_cells_leave_to_pytorch_what_is_not_theirs():
+    x = torch.randn(1, 8, 8, 4)
+    module = CellConv2d(4, 2)
+    plain = MapConv2d(4, 4, 2, 2, groups=4)
+    plain.load_state_dict(module.state_dict())
+    assert torch.equal(module(x), plain(x))
+    assert type(module(x).grad_fn).__name__ == type(plain(x).grad_fn).__name__
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(x), plain(x))
+    with pytest.raises(RuntimeError):
+        module(x.to(torch.bfloat16))
+    half = module.to(torch.bfloat16)
+    torch.func.vmap(torch.func.grad(lambda x: half(x[None]).float().sum()))(x.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(("stride", "size", "expected"), [(4, 224, 56), (4, 1, 1), (2, 7, 4), (1, 5, 5), (3, 10, 4)])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
-from scalablevit.layers import Linear, MapConv2d, PointwiseConv, is_plain, linear
+from scalablevit.layers import CellConv2d, Linear, MapConv2d, PointwiseConv, is_plain, linear
 from scalablevit.windows import partition, window_attention
 
 # One node each in symbolic traces, where sizes are unknown.
@@ -120,7 +120,7 @@ class DepthwiseKeysValues(nn.Module):
         super().__init__()
         self.reduction_factor = reduction_factor
         self.widths = [key_channels, value_channels]
-        self.reduce = MapConv2d(dim, dim, reduction_factor, reduction_factor, groups=dim, **factory)
+        self.reduce = CellConv2d(dim, reduction_factor, **factory)
         self.scale_channels = PointwiseConv(dim, key_channels, **factory)
         self.norm = nn.LayerNorm(key_channels, eps=1e-5, **factory)
         self.to_kv = Linear(key_channels, key_channels + value_channels, bias=bias, **factory)

@@ -46,6 +46,11 @@ def laid_out(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format) if is_exporting() else x
 
 
+# Up to as many keys the plain products are faster than the backward pass of PyTorch's fused kernel for CPUs in half
+# precision, by a factor of 3 to 5 at 49 keys; see docs/log.md.
+_SHORT_KEYS = 128
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float = 0.0, mask: Tensor | None = None
 ) -> Tensor:
@@ -62,7 +67,7 @@ def attend(
     Returns:
         (b, n, q, d').
     """
-    if is_exporting():
+    if is_exporting() or _is_slow_to_train(query, key):
         return _attend_unfused(query, key, value, scale, dropout, mask)
     key_width, value_width = query.shape[-1], value.shape[-1]
     if key_width == value_width:
@@ -75,12 +80,22 @@ def attend(
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)[..., :value_width]
 
 
+def _is_slow_to_train(query: Tensor, key: Tensor) -> bool:
+    """Whether a backward pass will come that PyTorch's fused kernel is slow in."""
+    if torch.jit.is_scripting():
+        return False
+    else:
+        if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16) or is_traced():
+            return False
+        return torch.is_grad_enabled() and query.requires_grad and key.shape[-2] <= _SHORT_KEYS
+
+
 def _attend_unfused(
     query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, mask: Tensor | None
 ) -> Tensor:
     """The same in plain products. `torch.matmul` would tie an exported graph to lists of more than one query or key."""
     b, heads, queries, _ = query.shape
-    scores = torch.bmm(_fold_heads(query), _fold_heads(key).transpose(1, 2)) * scale
+    scores = torch.bmm(_fold_heads(query) * scale, _fold_heads(key).transpose(1, 2))
     scores = scores.view(b, heads, queries, -1)
     weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
     weights = F.dropout(weights, dropout, training=dropout > 0.0).view(b * heads, queries, -1)
@@ -89,4 +104,4 @@ def _attend_unfused(
 
 def _fold_heads(x: Tensor) -> Tensor:
     """(b, n, q, d) to (b * n, q, d)."""
-    return laid_out(x).view(-1, x.shape[2], x.shape[3])
+    return (laid_out(x) if is_exporting() else x.contiguous()).view(-1, x.shape[2], x.shape[3])
