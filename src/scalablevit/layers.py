@@ -187,8 +187,8 @@ class PEG(nn.Module):
         return x + self.conv(x)
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a call of the module does what its class says, and no more: no adapter in its place, no hook."""
+def is_plain(module: nn.Module, kind: type[nn.Module] = Linear) -> bool:
+    """Whether a call of the module does what its class, `kind`, says, and no more: no adapter in its place, no hook."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     everywhere = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
-    return type(module) is Linear and "forward" not in vars(module) and not any((*hooks, *everywhere))
+    return type(module) is kind and "forward" not in vars(module) and not any((*hooks, *everywhere))

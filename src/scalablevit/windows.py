@@ -6,7 +6,8 @@ masked as keys, so that they have no influence on any result.
 
 There are two bodies, which agree. `_attend_in_windows` runs on real sizes: it shrinks the window to the map, and pads
 and masks only where that is needed. `_attend_in_windows_traced` has no branch on a size, for graphs that serve every
-size. `torch.compile` sees neither: it records the operator ``scalablevit::window_attention``.
+size. `torch.compile` sees neither: it records the operator ``scalablevit::window_attention``. That runs
+`_attend_in_windows`, or the Triton kernel where `scalablevit.kernels` says so; eager code then calls it, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.dot_product import attend, is_exporting, laid_out, merge_heads, split_heads
+from scalablevit.kernels.selection import takes_windows
 
 
 def window_attention(
@@ -46,6 +48,8 @@ def window_attention(
             if dropout == 0.0:
                 return torch.ops.scalablevit.window_attention(query_key, value, heads, window_size, scale)
             body = _attend_in_windows_traced  # the operator draws no random numbers
+        elif dropout == 0.0 and takes_windows(query_key, value, heads, window_size):
+            return torch.ops.scalablevit.window_attention(query_key, value, heads, window_size, scale)
         return body(query_key, value, heads, window_size, scale, dropout)
 
 
@@ -115,6 +119,10 @@ def _attend(query_key: Tensor, value: Tensor, heads: int, scale: float, dropout:
 
 @torch.library.custom_op("scalablevit::window_attention", mutates_args=())
 def _operator(query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float) -> Tensor:
+    if takes_windows(query_key, value, heads, window_size):
+        from scalablevit.kernels import window_attention as kernel  # imports triton
+
+        return kernel.attend_in_windows(query_key, value, heads, window_size, scale)
     return _attend_in_windows(query_key, value, heads, window_size, scale, 0.0).contiguous()
 
 
@@ -127,6 +135,11 @@ def _operator_fake(query_key: Tensor, value: Tensor, heads: int, window_size: in
 def _backward_operator(
     grad: Tensor, query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    if takes_windows(query_key, value, heads, window_size):
+        from scalablevit.kernels import window_attention as kernel  # imports triton
+
+        return kernel.attend_in_windows_backward(grad, query_key, value, heads, window_size, scale)
+
     # The forward is computed again: it costs little beside the linear layers around it, and the input is all that is
     # kept. Inside an operator autograd is off; torch.func brings its own.
     def forward(query_key: Tensor, value: Tensor) -> Tensor:

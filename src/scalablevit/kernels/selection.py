@@ -1,0 +1,119 @@
+"""Where the Triton kernels run: the switch, what they take, and where they are known to be faster.
+
+Axes: b batch, h height, w width, n heads, q queries, k keys, d width of a query and key head, d' of a value head.
+Nothing here imports triton; the modules that hold kernels do, and are imported when one is about to run.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+# How many tokens a window and how many channels a head may have, one pair or another. All scores of a window lie in
+# registers, twice in the backward pass, and float32 takes more of them: up to here nothing spills, in half precision
+# from compute capability 8.0 on, in float32 on 9.0 (tests/kernels/test_compiled.py). 121 tokens (11x11) are 128 with
+# padding; the scores of 256 (16x16) would be all the registers that a multiprocessor has.
+_HALF = ((64, 64), (128, 32))
+LIMITS = {torch.float32: ((64, 32),), torch.bfloat16: _HALF, torch.float16: _HALF}
+
+_choice: bool | Literal["auto"] = "auto"
+
+
+class _Restoration:
+    """What `use_triton` gives back: as a context manager it restores the choice before."""
+
+    def __init__(self, before: bool | Literal["auto"]) -> None:
+        self.before = before
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _choice
+        _choice = self.before
+
+
+def use_triton(choice: bool | Literal["auto"]) -> _Restoration:
+    """Switches the Triton kernels on or off, for the whole process.
+
+    What a kernel does not take (see below) runs as ever, through PyTorch's scaled_dot_product_attention, whatever the
+    choice. The kernels take tensors on NVIDIA GPUs of compute capability 8.0 and above, all of one dtype: bfloat16 or
+    float16 with windows of up to 64 positions (8x8) and heads up to 64 wide, or 128 (11x11) and 32; float32 with 64
+    and 32; and no attention dropout. They have first derivatives in reverse mode only; under `torch.func` PyTorch's
+    path runs. A window as large as the whole map (`window_size=None`) is none of their business.
+
+        scalablevit.kernels.use_triton(True)  # from here on
+        with scalablevit.kernels.use_triton(True):  # only inside
+            logits = model(images)
+
+    Args:
+        choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are known to
+            be faster.
+
+    Returns:
+        An object that restores the choice before when it is used as a context manager.
+
+    Raises:
+        ValueError: If `choice` is none of the three.
+        ImportError: If `choice` is True and triton is not installed.
+    """
+    global _choice
+    if not isinstance(choice, bool) and choice != "auto":
+        raise ValueError(f'choice is {choice!r}; it must be True, False or "auto"')
+    if choice is True and not _has_triton():
+        raise ImportError("triton is not installed: pip install triton, or leave the choice at 'auto'")
+    before, _choice = _choice, choice
+    return _Restoration(before)
+
+
+def is_wanted() -> bool:
+    """Whether the choice is for the kernels, whatever the tensors; what `torch.compile` may ask without guards on them.
+
+    "auto" means the kernels where they are measured to be faster. THIS is the place that says where, and as nothing
+    has been measured on a GPU, it is nowhere. benchmarks/gpu_kernels.py makes the figures.
+    """
+    return _choice is True
+
+
+def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
+    """Whether the window attention kernels run on (b, h, w, 2 * n * d) and (b, h, w, n * d')."""
+    if not (is_wanted() and _can_run(query_key, value)):
+        return False
+    height, width = value.shape[1:3]
+    tokens = min(window_size, height) * min(window_size, width)
+    head_width = max(query_key.shape[-1] // 2, value.shape[-1]) // heads
+    fits = any(tokens <= most and head_width <= widest for most, widest in LIMITS[value.dtype])
+    # Offsets inside an image are of 32 bits.
+    return fits and max(query_key.shape[-1], value.shape[-1]) * height * width < 2**31
+
+
+def takes_lim(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernels add a convolution of this weight and bias: LIM's in the paper's design, (n * d', 1, 3, 3)."""
+    return is_wanted() and weight.shape[1:] == (1, 3, 3) and bias is not None
+
+
+def _can_run(*tensors: Tensor) -> bool:
+    first = tensors[0]
+    if first.dtype not in LIMITS or any(x.dtype != first.dtype or x.device != first.device for x in tensors):
+        return False
+    # Transforms (vmap, jvp, grad of grad) need a body that is differentiable again and again.
+    if torch._C._are_functorch_transforms_active() or not _has_triton():
+        return False
+    if os.environ.get("TRITON_INTERPRET") == "1":  # triton's own variable: its kernels run on the CPU, for tests
+        return True
+    if not first.is_cuda or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(first.device) >= (8, 0)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

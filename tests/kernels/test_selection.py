@@ -1,0 +1,79 @@
+"""The switch, without triton's interpreter: no kernel can run here, and nothing may depend on one."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import scalablevit.kernels
+from scalablevit.kernels import selection, use_triton
+from scalablevit.windows import window_attention
+
+MAPS = torch.randn(1, 5, 6, 16), torch.randn(1, 5, 6, 8)
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def test_the_choice_holds_until_it_is_changed_or_its_block_ends():
+    pytest.importorskip("triton")
+    with use_triton("auto"):
+        assert not selection.is_wanted()
+        use_triton(True)
+        assert selection.is_wanted()
+        with use_triton(False):
+            assert not selection.is_wanted()
+        assert selection.is_wanted()
+        with pytest.raises(RuntimeError, match="inside"), use_triton(False):
+            raise RuntimeError("inside")
+        assert selection.is_wanted()
+    assert not selection.is_wanted()
+
+
+def test_automatic_means_off_while_nothing_is_measured():
+    assert selection._choice == "auto"
+    assert not selection.is_wanted()
+
+
+@pytest.mark.parametrize("choice", ["on", None, 2])
+def test_another_choice_is_refused(choice):
+    with pytest.raises(ValueError, match='it must be True, False or "auto"'):
+        use_triton(choice)
+
+
+def test_tensors_on_the_cpu_fall_back():
+    pytest.importorskip("triton")
+    expected = window_attention(*MAPS, 2, 3, 0.5)
+    with use_triton(True):
+        assert not selection.takes_windows(*MAPS, 2, 3)
+        assert torch.equal(window_attention(*MAPS, 2, 3, 0.5), expected)
+        assert torch.equal(torch.ops.scalablevit.window_attention(*MAPS, 2, 3, 0.5), expected)
+
+
+def test_without_triton_all_works_and_only_switching_on_says_so(monkeypatch):
+    monkeypatch.setattr(selection, "_has_triton", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ImportError, match="pip install triton"):
+        use_triton(True)
+    monkeypatch.setattr(selection, "_choice", True)
+    assert not selection.takes_windows(*MAPS, 2, 3)
+    assert window_attention(*MAPS, 2, 3, 0.5).shape == (1, 5, 6, 8)
+
+
+def test_neither_the_package_nor_a_forward_imports_triton():
+    code = (
+        "import sys, torch\n"
+        "assert 'triton' not in sys.modules\n"
+        "import scalablevit, scalablevit.kernels\n"
+        "scalablevit.scalablevit_nano().eval()(torch.zeros(1, 3, 28, 28))\n"
+        "print('triton' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_switch_is_public():
+    assert scalablevit.kernels.__all__ == ["use_triton"]
