@@ -5,9 +5,13 @@ Axes: b batch, n heads, q queries, k keys, d width of a head.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from scalablevit.kernels.selection import is_wanted, takes_lists
 
 
 def is_exporting() -> bool:
@@ -67,8 +71,27 @@ def attend(
     Returns:
         (b, n, q, d').
     """
-    if is_exporting() or _is_slow_to_train(query, key):
+    if is_exporting():
         return _attend_unfused(query, key, value, scale, dropout, mask)
+    if torch.jit.is_scripting():
+        return _attend_fused(query, key, value, scale, dropout, mask)
+    else:
+        if is_wanted() and mask is None and dropout == 0.0 and _runs_short_attention(query, key, value):
+            return torch.ops.scalablevit.short_attention(query, key, value, scale)
+        body = _attend_unfused if _is_slow_to_train(query, key) else _attend_fused
+        return body(query, key, value, scale, dropout, mask)
+
+
+def _runs_short_attention(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the operator is called; where `torch.compile` looks it decides itself, so that no size is guarded."""
+    if torch.jit.is_tracing():
+        return False
+    return is_traced() or takes_lists(query, key, value)
+
+
+def _attend_fused(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, mask: Tensor | None
+) -> Tensor:
     key_width, value_width = query.shape[-1], value.shape[-1]
     if key_width == value_width:
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
@@ -82,12 +105,9 @@ def attend(
 
 def _is_slow_to_train(query: Tensor, key: Tensor) -> bool:
     """Whether a backward pass will come that PyTorch's fused kernel is slow in."""
-    if torch.jit.is_scripting():
+    if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16) or is_traced():
         return False
-    else:
-        if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16) or is_traced():
-            return False
-        return torch.is_grad_enabled() and query.requires_grad and key.shape[-2] <= _SHORT_KEYS
+    return torch.is_grad_enabled() and query.requires_grad and key.shape[-2] <= _SHORT_KEYS
 
 
 def _attend_unfused(
@@ -105,3 +125,63 @@ def _attend_unfused(
 def _fold_heads(x: Tensor) -> Tensor:
     """(b, n, q, d) to (b * n, q, d)."""
     return (laid_out(x) if is_exporting() else x.contiguous()).view(-1, x.shape[2], x.shape[3])
+
+
+@torch.library.custom_op("scalablevit::short_attention", mutates_args=())
+def _operator(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    if takes_lists(query, key, value):
+        from scalablevit.kernels import short_attention as kernel  # imports triton
+
+        return kernel.attend_to_few(query, key, value, scale)
+    return _with_heads_inside(_attend_fused(query, key, value, scale, 0.0, None))
+
+
+@_operator.register_fake
+def _operator_fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return _empty_with_heads_inside(query, value.shape[-1])
+
+
+@torch.library.custom_op("scalablevit::short_attention_backward", mutates_args=())
+def _backward_operator(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if takes_lists(query, key, value):
+        from scalablevit.kernels import short_attention as kernel  # imports triton
+
+        return kernel.attend_to_few_backward(grad, query, key, value, scale)
+
+    def forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return _attend_fused(query, key, value, scale, 0.0, None)
+
+    grad_query, grad_key, grad_value = torch.func.vjp(forward, query, key, value)[1](grad)
+    return _with_heads_inside(grad_query), _with_heads_inside(grad_key), _with_heads_inside(grad_value)
+
+
+@_backward_operator.register_fake
+def _backward_operator_fake(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_query, grad_key, grad_value = (_empty_with_heads_inside(x, x.shape[-1]) for x in (query, key, value))
+    return grad_query, grad_key, grad_value
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward_operator(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+_operator.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _empty_with_heads_inside(x: Tensor, width: int) -> Tensor:
+    """(b, n, q, width) for (b, n, q, ...), whose heads lie side by side: (b, q, n, width) in memory."""
+    b, heads, length, _ = x.shape
+    return x.new_empty(b, length, heads, width).transpose(1, 2)
+
+
+def _with_heads_inside(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).contiguous().transpose(1, 2)

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import torch
 
-from scalablevit.kernels.selection import LIMITS
+from scalablevit.kernels.selection import LIMITS, MAX_KEYS, MAX_LIST_WIDTH
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 SHARED_BYTES = 99 * 1024  # of a block, on the smallest GPUs of compute capability 8 and above
@@ -31,7 +31,8 @@ def compiled(kernel, constants, dtype, capability):
     from triton.compiler import ASTSource
 
     constants = dict(constants)
-    options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    names = {"num_warps", "num_stages", "enable_fp_fusion"} & set(constants)
+    options = {name: constants.pop(name) for name in names}
     signature, aligned = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -80,6 +81,21 @@ def test_the_largest_windows_that_are_taken_fit(dtype, tokens, width, capability
 
     constants = window_constants(dtype, tokens, width)
     assert_fits(compiled(getattr(window_kernels, kernel), constants, dtype, capability), tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("widths", [(40, 32), (MAX_LIST_WIDTH, MAX_LIST_WIDTH)], ids=str)
+def test_the_longest_lists_that_are_taken_fit(widths, capability, tmp_path):
+    from scalablevit.kernels import short_attention as launcher
+    from scalablevit.kernels import short_kernels
+
+    query, value = (torch.empty(1, 2, MAX_KEYS, width, dtype=torch.bfloat16) for width in widths)
+    for kernel, queries in [
+        (short_kernels.forward_kernel, launcher.FORWARD_QUERIES),
+        (short_kernels.backward_kernel, launcher.BACKWARD_QUERIES),
+    ]:
+        constants = launcher.constants(query, value, queries)
+        assert_fits(compiled(kernel, constants, torch.bfloat16, capability), tmp_path)
 
 
 def test_a_kernel_that_spills_is_found(tmp_path):

@@ -22,6 +22,12 @@ from torch import Tensor
 _HALF = ((64, 64), (128, 32))
 LIMITS = {torch.float32: ((64, 32),), torch.bfloat16: _HALF, torch.float16: _HALF}
 
+# Lists of keys (49 are 64 with padding) and their heads, in half precision only: in float32 the backward kernel, which
+# keeps the sums for keys and values as well, spills everywhere.
+MAX_KEYS = 64
+MAX_LIST_WIDTH = 64
+LIST_DTYPES = (torch.bfloat16, torch.float16)
+
 _choice: bool | Literal["auto"] = "auto"
 
 
@@ -47,7 +53,8 @@ def use_triton(choice: bool | Literal["auto"]) -> _Restoration:
     What a kernel does not take (see below) runs as ever, through PyTorch's scaled_dot_product_attention, whatever the
     choice. The kernels take tensors on NVIDIA GPUs of compute capability 8.0 and above, all of one dtype: bfloat16 or
     float16 with windows of up to 64 positions (8x8) and heads up to 64 wide, or 128 (11x11) and 32; float32 with 64
-    and 32; and no attention dropout. They have first derivatives in reverse mode only; under `torch.func` PyTorch's
+    and 32; up to 64 keys of any number of queries in heads up to 64 wide, in half precision; and no attention dropout.
+    They have first derivatives in reverse mode only; under `torch.func` PyTorch's
     path runs. A window as large as the whole map (`window_size=None`) is none of their business.
 
         scalablevit.kernels.use_triton(True)  # from here on
@@ -95,9 +102,16 @@ def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int
     return fits and max(query_key.shape[-1], value.shape[-1]) * height * width < 2**31
 
 
+def takes_lists(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the short attention kernels run on (b, n, q, d), (b, n, k, d) and (b, n, k, d')."""
+    if not (is_wanted() and _can_run(query, key, value)) or value.dtype not in LIST_DTYPES:
+        return False
+    return 0 < key.shape[2] <= MAX_KEYS and max(query.shape[-1], value.shape[-1]) <= MAX_LIST_WIDTH
+
+
 def takes_lim(weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the kernels add a convolution of this weight and bias: LIM's in the paper's design, (n * d', 1, 3, 3)."""
-    return is_wanted() and weight.shape[1:] == (1, 3, 3) and bias is not None
+    return weight.shape[1:] == (1, 3, 3) and bias is not None
 
 
 def _can_run(*tensors: Tensor) -> bool:

@@ -96,7 +96,7 @@ def constants(query_key: Tensor, value: Tensor, heads: int, window_size: int) ->
     _, height, width, value_channels = value.shape
     window_height, window_width = min(window_size, height), min(window_size, width)
     key_width, value_width = query_key.shape[-1] // (2 * heads), value_channels // heads
-    tokens = _block(window_height * window_width)
+    tokens = block(window_height * window_width)
     return {
         "HEADS": heads,
         "KEY_WIDTH": key_width,
@@ -104,8 +104,8 @@ def constants(query_key: Tensor, value: Tensor, heads: int, window_size: int) ->
         "WINDOW_HEIGHT": window_height,
         "WINDOW_WIDTH": window_width,
         "TOKENS": tokens,
-        "KEY_BLOCK": _block(key_width),
-        "VALUE_BLOCK": _block(value_width),
+        "KEY_BLOCK": block(key_width),
+        "VALUE_BLOCK": block(value_width),
         "PRECISION": float32_precision(),
         "enable_fp_fusion": True,  # what triton does by default, with a warning that it will not for ever
         "num_warps": 8 if tokens > 64 else 4,
@@ -124,7 +124,7 @@ def _grid(value: Tensor, heads: int, window_size: int) -> tuple[int]:
     return (b * down * across * heads,)
 
 
-def _block(size: int) -> int:
+def block(size: int) -> int:
     """The next power of two; the tensor cores multiply no less than 16 rows or columns."""
     return max(16, triton.next_power_of_2(size))
 

@@ -106,7 +106,7 @@ def _add_lim(
 
 
 @triton.jit
-def _softmax(scores: tl.tensor, scale: float, is_real: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+def softmax(scores: tl.tensor, scale: float, is_real: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """Weights over the keys that are there, not yet divided by their sums, and the sums: (t, t) and (t)."""
     scores = tl.where(is_real[None, :], scores * (scale * 1.4426950408889634), float("-inf"))  # 2**x for e**x
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
@@ -157,7 +157,7 @@ def forward_kernel(
     k = tl.load(query_at + HEADS * KEY_WIDTH, mask=has_key, other=0.0)  # (t, d)
     v = tl.load(value_at, mask=has_value, other=0.0)  # (t, d')
 
-    weights, sums = _softmax(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, is_real)  # (t, t)
+    weights, sums = softmax(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, is_real)  # (t, t)
     result = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION) / sums[:, None]  # (t, d')
     if HAS_LIM:
         bias = tl.load(lim_bias + value_channel, mask=value_in_head < VALUE_WIDTH, other=0.0).to(tl.float32)
@@ -232,7 +232,7 @@ def backward_kernel(
     # Of queries that are not there it is 0: they reach no gradient.
     g = tl.load(grad_at, mask=has_value, other=0.0).to(v.dtype)  # (t, d')
 
-    weights, sums = _softmax(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, is_real)
+    weights, sums = softmax(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, is_real)
     weights = weights / sums[:, None]  # (t, t)
     dv = tl.dot(tl.trans(weights.to(g.dtype)), g, input_precision=PRECISION)  # (t, d')
     if HAS_LIM:

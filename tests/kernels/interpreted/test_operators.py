@@ -160,6 +160,14 @@ def test_autocast_gives_what_it_gives_without_kernels(dtype, launches):
         assert float((one - other).abs().max()) < 0.03 * float(other.abs().max())
 
 
+def test_parameters_are_taken_in_the_dtype_of_the_map():
+    (*maps, _), lim = CASE.maps(torch.bfloat16), CASE.lim()
+    found = interactive_window_attention(*maps, *lim, *CASE.arguments)
+    with use_triton(False):
+        expected = interactive_window_attention(*maps, *lim, *CASE.arguments)
+    assert_near(found, expected.double(), torch.bfloat16)
+
+
 def test_checkpointing_runs_the_forward_kernel_again(launches):
     module, x = iwsa(), torch.randn(2, 7, 5, 6)
     found = gradients_of(module, x)
