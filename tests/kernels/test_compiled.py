@@ -98,6 +98,16 @@ def test_the_longest_lists_that_are_taken_fit(widths, capability, tmp_path):
         assert_fits(compiled(kernel, constants, torch.bfloat16, capability), tmp_path)
 
 
+def test_strides_are_not_held_to_32_bits():
+    from scalablevit.kernels import short_kernels, window_kernels
+
+    for module in (window_kernels, short_kernels):
+        for kernel in (module.forward_kernel, module.backward_kernel):
+            strides = [parameter for parameter in kernel.params if "stride" in parameter.name]
+            assert strides
+            assert not any(parameter.annotation_type for parameter in strides)
+
+
 def test_a_kernel_that_spills_is_found(tmp_path):
     from scalablevit.kernels import window_kernels
 

@@ -50,12 +50,14 @@ class _Restoration:
 def use_triton(choice: bool | Literal["auto"]) -> _Restoration:
     """Switches the Triton kernels on or off, for the whole process.
 
-    What a kernel does not take (see below) runs as ever, through PyTorch's scaled_dot_product_attention, whatever the
-    choice. The kernels take tensors on NVIDIA GPUs of compute capability 8.0 and above, all of one dtype: bfloat16 or
-    float16 with windows of up to 64 positions (8x8) and heads up to 64 wide, or 128 (11x11) and 32; float32 with 64
-    and 32; up to 64 keys of any number of queries in heads up to 64 wide, in half precision; and no attention dropout.
-    They have first derivatives in reverse mode only; under `torch.func` PyTorch's
-    path runs. A window as large as the whole map (`window_size=None`) is none of their business.
+    What a kernel does not take runs as ever, through PyTorch's scaled_dot_product_attention, whatever the choice. The
+    kernels take tensors of one dtype on NVIDIA GPUs of compute capability 8.0 and above, without attention dropout:
+
+    - windows in bfloat16 or float16 of up to 64 positions (8x8) with heads up to 64 wide, or 128 (11x11) and 32; in
+      float32 of up to 64 positions with heads up to 32 wide; LIM in the same kernel where it is depthwise;
+    - up to 64 keys of any number of queries, in bfloat16 or float16, with heads up to 64 wide.
+
+    They have first derivatives in reverse mode only. Under `torch.func` PyTorch's path runs.
 
         scalablevit.kernels.use_triton(True)  # from here on
         with scalablevit.kernels.use_triton(True):  # only inside

@@ -14,11 +14,11 @@ import triton.language as tl
 
 from scalablevit.kernels.window_kernels import softmax
 
-# No `from __future__ import annotations`: triton looks for tl.constexpr itself.
+# Triton reads the annotations, as `window_kernels` says: they are not postponed.
 
 
 @triton.jit
-def _at(start: tl.tensor, position: tl.tensor, stride: int, channel: tl.tensor) -> tl.tensor:
+def _at(start: tl.tensor, position: tl.tensor, stride: tl.tensor, channel: tl.tensor) -> tl.tensor:
     """Where the channels of positions lie: (q, d) or (k, d) pointers. 64 bits: a list may pass 2**31 elements."""
     return start + (position.to(tl.int64) * stride)[:, None] + channel[None, :]
 
@@ -29,15 +29,15 @@ def forward_kernel(
     key: tl.tensor,
     value: tl.tensor,
     out: tl.tensor,
-    query_stride_b: int,
-    query_stride_n: int,
-    query_stride_q: int,
-    key_stride_b: int,
-    key_stride_n: int,
-    key_stride_k: int,
-    value_stride_b: int,
-    value_stride_n: int,
-    value_stride_k: int,
+    query_stride_b: tl.tensor,
+    query_stride_n: tl.tensor,
+    query_stride_q: tl.tensor,
+    key_stride_b: tl.tensor,
+    key_stride_n: tl.tensor,
+    key_stride_k: tl.tensor,
+    value_stride_b: tl.tensor,
+    value_stride_n: tl.tensor,
+    value_stride_k: tl.tensor,
     queries: int,
     keys: int,
     scale: float,
@@ -81,18 +81,18 @@ def backward_kernel(
     grad_query: tl.tensor,
     grad_key: tl.tensor,
     grad_value: tl.tensor,
-    grad_stride_b: int,
-    grad_stride_n: int,
-    grad_stride_q: int,
-    query_stride_b: int,
-    query_stride_n: int,
-    query_stride_q: int,
-    key_stride_b: int,
-    key_stride_n: int,
-    key_stride_k: int,
-    value_stride_b: int,
-    value_stride_n: int,
-    value_stride_k: int,
+    grad_stride_b: tl.tensor,
+    grad_stride_n: tl.tensor,
+    grad_stride_q: tl.tensor,
+    query_stride_b: tl.tensor,
+    query_stride_n: tl.tensor,
+    query_stride_q: tl.tensor,
+    key_stride_b: tl.tensor,
+    key_stride_n: tl.tensor,
+    key_stride_k: tl.tensor,
+    value_stride_b: tl.tensor,
+    value_stride_n: tl.tensor,
+    value_stride_k: tl.tensor,
     queries: int,
     keys: int,
     scale: float,

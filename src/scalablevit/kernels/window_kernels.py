@@ -16,7 +16,8 @@ This module imports triton: import it only where `selection` says that a kernel 
 import triton
 import triton.language as tl
 
-# No `from __future__ import annotations`: triton looks for tl.constexpr itself.
+# Triton reads the annotations, so that they are not postponed: `int` is 32 bits, and strides, which are tensors without
+# dimensions, have as many as their values need.
 
 
 @triton.jit
@@ -44,9 +45,9 @@ def _at(
     image: tl.tensor,
     row: tl.tensor,
     column: tl.tensor,
-    stride_b: int,
-    stride_h: int,
-    stride_w: int,
+    stride_b: tl.tensor,
+    stride_h: tl.tensor,
+    stride_w: tl.tensor,
     channel: tl.tensor,
 ) -> tl.tensor:
     """Where the tokens' channels lie in a map: (t, d) pointers."""
@@ -75,9 +76,9 @@ def _add_lim(
     image: tl.tensor,
     row: tl.tensor,
     column: tl.tensor,
-    stride_b: int,
-    stride_h: int,
-    stride_w: int,
+    stride_b: tl.tensor,
+    stride_h: tl.tensor,
+    stride_w: tl.tensor,
     channel: tl.tensor,
     has_value: tl.tensor,
     lim_weight: tl.tensor,
@@ -120,12 +121,12 @@ def forward_kernel(
     lim_weight: tl.tensor,
     lim_bias: tl.tensor,
     out: tl.tensor,
-    query_key_stride_b: int,
-    query_key_stride_h: int,
-    query_key_stride_w: int,
-    value_stride_b: int,
-    value_stride_h: int,
-    value_stride_w: int,
+    query_key_stride_b: tl.tensor,
+    query_key_stride_h: tl.tensor,
+    query_key_stride_w: tl.tensor,
+    value_stride_b: tl.tensor,
+    value_stride_h: tl.tensor,
+    value_stride_w: tl.tensor,
     height: int,
     width: int,
     scale: float,
@@ -190,15 +191,15 @@ def backward_kernel(
     lim_weight: tl.tensor,
     grad_query_key: tl.tensor,
     grad_value: tl.tensor,
-    grad_stride_b: int,
-    grad_stride_h: int,
-    grad_stride_w: int,
-    query_key_stride_b: int,
-    query_key_stride_h: int,
-    query_key_stride_w: int,
-    value_stride_b: int,
-    value_stride_h: int,
-    value_stride_w: int,
+    grad_stride_b: tl.tensor,
+    grad_stride_h: tl.tensor,
+    grad_stride_w: tl.tensor,
+    query_key_stride_b: tl.tensor,
+    query_key_stride_h: tl.tensor,
+    query_key_stride_w: tl.tensor,
+    value_stride_b: tl.tensor,
+    value_stride_h: tl.tensor,
+    value_stride_w: tl.tensor,
     height: int,
     width: int,
     scale: float,

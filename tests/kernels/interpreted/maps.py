@@ -44,11 +44,13 @@ class Case:
 
 
 CASES = [
-    Case(height=8, width=8, window_size=4),
+    Case(height=8, width=8, window_size=4, batch=1),
     Case(height=7, width=5, window_size=4),  # windows stick out on both sides
     Case(height=1, width=1, window_size=7),
-    Case(height=3, width=9, window_size=4),  # a map lower than its window
-    Case(height=9, width=8, window_size=7, heads=1, key_width=5, value_width=17),  # 49 tokens, wider than a block
+    Case(height=3, width=9, window_size=4, batch=1),  # a map lower than its window
+    Case(
+        height=9, width=8, window_size=7, heads=1, key_width=5, value_width=17, batch=1
+    ),  # 49 tokens, wider than a block
     Case(height=5, width=12, window_size=11, key_width=1, value_width=1, batch=1),  # 55 tokens
 ]
 

@@ -6,7 +6,6 @@ from scalablevit.kernels.selection import takes_windows
 from scalablevit.windows import _attend_in_windows
 from tests.kernels.interpreted.maps import (
     CASES,
-    TOLERANCES,
     Case,
     amid_poison,
     assert_near,
@@ -15,7 +14,7 @@ from tests.kernels.interpreted.maps import (
     windows_in_loops,
 )
 
-RAGGED = Case(height=7, width=5, window_size=4)
+RAGGED = Case(height=7, width=5, window_size=4, batch=1)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -56,10 +55,10 @@ def test_half_precision_is_rounded_and_no_more(dtype):
         assert_near(one, expected, dtype)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_maps_are_read_where_they_lie_and_nothing_beside_them(dtype):
     """Any NaN that is read shows: those around the maps, and of other windows where only attention looks."""
-    case = Case(height=7, width=5, window_size=4, heads=2, key_width=8, batch=1)
+    case = Case(height=5, width=3, window_size=4, key_width=8)
     maps, lim = case.maps(dtype), case.lim(dtype)
     query_key, value, grad = poisoned = [amid_poison(x) for x in maps]
     assert not any(x.is_contiguous() for x in poisoned)
@@ -87,7 +86,7 @@ def test_a_window_reads_no_other():
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [RAGGED, *CASES[2:4]], ids=str)
 def test_every_element_of_a_result_is_written_and_none_beside_it(case, monkeypatch):
     query_key, value, grad = case.maps()
     margin, storages = 256, []
