@@ -52,12 +52,19 @@ def _accuracy_panel(axes: Any, measurements: list[Measurement]) -> None:
     fastest = max(m.images_per_second or 0.0 for m in measurements)
     for m in measurements:
         axes.plot(m.images_per_second, m.top1, "o", color=_colour(m.contender))
-        is_right = (m.images_per_second or 0.0) > 0.6 * fastest  # its name goes to the left, where there is room
-        offset, side = ((-6, 4), "right") if is_right else ((6, 4), "left")
-        place = (m.images_per_second, m.top1)
-        axes.annotate(_label(m.contender), place, xytext=offset, textcoords="offset points", ha=side, fontsize=9)
-    axes.set_xlim(0, 1.05 * fastest)
-    axes.margins(y=0.15)
+        axes.annotate(
+            _label(m.contender),
+            (m.images_per_second, m.top1),
+            xytext=(4, 4),
+            textcoords="offset points",
+            rotation=50,  # models of one accuracy are often side by side
+            rotation_mode="anchor",
+            fontsize=8,
+            color=_colour(m.contender),
+        )
+    axes.set_xlim(0, 1.25 * fastest)
+    lowest, highest = min(m.top1 or 0.0 for m in measurements), max(m.top1 or 0.0 for m in measurements)
+    axes.set_ylim(lowest - 0.2, highest + 0.2 + 0.4 * (highest - lowest))
     axes.set_xlabel(f"images per second at {measurements[0].height}x{measurements[0].width} px")
     axes.set_ylabel("ImageNet-1k top-1, % (published)")
 
@@ -101,4 +108,5 @@ def _colour(name: str) -> str:
 
 
 def _label(name: str) -> str:
-    return name.rpartition(":")[2] if name.startswith("timm:") else name
+    """The name without what all of timm's names of a kind have in common."""
+    return name.removeprefix("timm:").partition("_patch")[0] if name.startswith("timm:") else name
