@@ -8,18 +8,11 @@ import torch
 from vit_pytorch.scalable_vit import ScalableViT as Reference
 
 from scalablevit import ScalableViT
+from scalablevit.benchmarking.contenders import PRESETS
 from scalablevit.weights import convert_state_dict
 from tests.networks import randomise
 
-README = {
-    "num_classes": 1000,
-    "dim": 64,
-    "heads": (2, 4, 8, 16),
-    "depth": (2, 2, 20, 2),
-    "ssa_dim_key": (40, 40, 40, 32),
-    "reduction_factor": (8, 4, 2, 1),
-    "window_size": (64, 32, None, None),
-}
+README = PRESETS["readme"]
 
 
 def twins(arguments, dtype):

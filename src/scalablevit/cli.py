@@ -324,8 +324,14 @@ def _benchmark(arguments: Namespace) -> int:
     from scalablevit.benchmarking.comparison import benchmark, parse_size
     from scalablevit.display import show_benchmark
 
+    for name in ("json", "plot"):  # before minutes of measuring rather than after
+        if arguments[name] and not Path(arguments[name]).resolve().parent.is_dir():
+            raise ValueError(f"--{name} {arguments[name]}: there is no folder {Path(arguments[name]).parent}: make it")
     if arguments.plot:
         from scalablevit.benchmarking.plots import plot_benchmark
+        from scalablevit.extras import require_extra
+
+        require_extra("benchmark", "matplotlib")
     names = ("mode", "precision", "batch", "compile", "channels_last", "device", "threads", "rounds")
     result = benchmark(
         arguments.contenders,

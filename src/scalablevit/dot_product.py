@@ -51,7 +51,7 @@ def laid_out(x: Tensor) -> Tensor:
 
 
 # Up to as many keys the plain products are faster than the backward pass of PyTorch's fused kernel for CPUs in half
-# precision, by a factor of 3 to 5 at 49 keys; see docs/log.md.
+# precision, 1.5 to 5 times at 49 keys; see docs/log.md.
 _SHORT_KEYS = 128
 
 
@@ -78,7 +78,7 @@ def attend(
     else:
         if is_wanted() and mask is None and dropout == 0.0 and _runs_short_attention(query, key, value):
             return torch.ops.scalablevit.short_attention(query, key, value, scale)
-        body = _attend_unfused if _is_slow_to_train(query, key) else _attend_fused
+        body = _attend_unfused if _is_slow_to_train(query, key, value) else _attend_fused
         return body(query, key, value, scale, dropout, mask)
 
 
@@ -103,11 +103,12 @@ def _attend_fused(
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)[..., :value_width]
 
 
-def _is_slow_to_train(query: Tensor, key: Tensor) -> bool:
+def _is_slow_to_train(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether a backward pass will come that PyTorch's fused kernel is slow in."""
     if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16) or is_traced():
         return False
-    return torch.is_grad_enabled() and query.requires_grad and key.shape[-2] <= _SHORT_KEYS
+    needs_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    return needs_gradients and key.shape[-2] <= _SHORT_KEYS
 
 
 def _attend_unfused(

@@ -130,6 +130,13 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: ScalableViT) -> d
     ``model.pretrained_cfg`` says of the checkpoint's classes, and drops a classifier of others; here it is made to say
     what the checkpoint has.
 
+    Args:
+        state_dict: As for `scalablevit.convert_state_dict`.
+        model: The model that is to start from it; its ``pretrained_cfg`` is changed, if it has one.
+
+    Returns:
+        The tensors under the model's names.
+
     Raises:
         ValueError: If the layout is unknown, or the checkpoint is of another network.
     """

@@ -165,6 +165,8 @@ def test_factories_that_are_not_there_are_named(factories):
         ({"mode": "inference"}, r"mode is 'inference' \(did you mean infer\?\); it must be one of infer, train"),
         ({"precision": "f32"}, r"precision is 'f32'.*one of fp32, bf16, fp16"),
         ({"batch": 0}, "batch is 0"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', which this machine does not have"),
+        ({"device": "gpu"}, "device is 'gpu', which this machine does not have"),
         ({"rounds": 0}, "rounds is 0"),
         ({"threads": 0}, "threads is 0"),
         ({"sizes": [(0, 4)]}, "sizes is 0"),
@@ -199,6 +201,14 @@ def test_the_command_writes_a_table_a_file_and_a_picture(factories, tmp_path, ca
     assert written["machine"]["torch"] == torch.__version__.partition("+")[0]
     assert written["workload"]["batch"] == 1
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_folder_that_is_not_there_is_told_before_anything_is_measured(option, capsys):
+    assert main(["benchmark", "scalablevit_nano", option, "nowhere/out.png"]) == 2
+    printed = capsys.readouterr()
+    assert f"{option} nowhere/out.png: there is no folder nowhere" in printed.err
+    assert not printed.out
 
 
 def test_a_picture_needs_something_to_show(tmp_path):

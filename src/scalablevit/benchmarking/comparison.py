@@ -38,7 +38,7 @@ class Measurement:
         seconds: Of a step, in each round.
         images_per_second: By the median of the rounds.
         spread: Of the middle half of the rounds, as a fraction of the median.
-        ratio: Images per second over those of the first contender at this size.
+        ratio: Images per second over those of the first contender that ran at this size.
         peak_memory_bytes: At most held during a step, over what was held before it; None if unknown.
         parameters: How many.
         macs: Multiply-accumulates of one image's forward pass; None if they cannot be counted.

@@ -49,6 +49,10 @@ class Workload:
                 hint = nearest_name(str(value), allowed)
                 raise ValueError(f"{name} is {value!r}{hint}; it must be one of {', '.join(allowed)}")
         check_count("batch", self.batch)
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without CUDA
+            raise ValueError(f"device is {self.device!r}, which this machine does not have: {error}") from error
 
     @property
     def dtype(self) -> torch.dtype:
