@@ -320,8 +320,8 @@ def test_unusable_images_get_an_error_that_says_what_to_do(bad, words):
 def test_torchscript_and_symbolic_traces(design, images):
     model = randomise(small_network(design)).eval()
     traced = torch.fx.symbolic_trace(model)
-    torch.testing.assert_close(traced(images), model(images), rtol=0, atol=0)
-    torch.testing.assert_close(traced(images[..., :7, :5]), model(images[..., :7, :5]), rtol=0, atol=0)
+    for x in (images, images[..., :7, :5]):  # to rounding: eager code may take attention and LIM in one kernel
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 @DESIGNS

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
 from scalablevit.interactive_windows import interactive_window_attention
-from scalablevit.kernels.selection import is_wanted, takes_lim, takes_windows
+from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.layers import CellConv2d, Linear, MapConv2d, PointwiseConv, is_plain, linear
 from scalablevit.windows import partition, window_attention
 
@@ -221,7 +221,7 @@ class InteractiveWindowedSelfAttention(nn.Module):
             return self.attention(query_key, value) + self.lim(value)
         else:
             attention, lim = self.attention, self.lim
-            if is_wanted() and isinstance(attention, WindowAttention) and runs_as_one(attention, lim, query_key, value):
+            if isinstance(attention, WindowAttention) and runs_as_one(attention, lim, query_key, value):
                 parameters = lim.weight, cast(Tensor, lim.bias)
                 return interactive_window_attention(
                     query_key, value, *parameters, attention.heads, attention.window_size, attention.scale
@@ -289,12 +289,15 @@ class WholeMapAttention(nn.Module):
 
 
 def runs_as_one(attention: WindowAttention, lim: MapConv2d, query_key: Tensor, value: Tensor) -> bool:
-    """Whether one kernel does both attention and LIM, given that kernels are wanted."""
+    """Whether one kernel does both attention and LIM."""
+    if not isinstance(value, Tensor) or not is_wanted(
+        value.device
+    ):  # a symbolic trace of torch.fx comes with no tensors
+        return False
     if not (is_plain(attention, WindowAttention) and is_plain(lim, MapConv2d) and takes_lim(lim.weight, lim.bias)):
         return False
     if (attention.training and attention.attention_dropout > 0.0) or torch.jit.is_tracing() or is_exporting():
         return False
     if is_traced():
         return True  # the operator decides, so that no size is guarded
-    # A symbolic trace of torch.fx comes with no tensors.
-    return isinstance(value, Tensor) and takes_windows(query_key, value, attention.heads, attention.window_size)
+    return windows_kernel(query_key, value, attention.heads, attention.window_size) is not None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.kernels.selection import is_wanted, takes_lists
+from scalablevit.kernels.selection import is_unrecorded, is_wanted, lists_kernel
 
 
 def is_exporting() -> bool:
@@ -76,17 +76,15 @@ def attend(
     if torch.jit.is_scripting():
         return _attend_fused(query, key, value, scale, dropout, mask)
     else:
-        if is_wanted() and mask is None and dropout == 0.0 and _runs_short_attention(query, key, value):
-            return torch.ops.scalablevit.short_attention(query, key, value, scale)
+        if mask is None and dropout == 0.0 and is_wanted(query.device) and not torch.jit.is_tracing():
+            if is_traced():  # the operator decides, so that no size is guarded
+                return torch.ops.scalablevit.short_attention(query, key, value, scale)
+            kernel = lists_kernel(query, key, value)
+            if kernel is not None:
+                run = kernel.attend_to_few if is_unrecorded(query, key, value) else _operator
+                return run(query, key, value, scale)
         body = _attend_unfused if _is_slow_to_train(query, key, value) else _attend_fused
         return body(query, key, value, scale, dropout, mask)
-
-
-def _runs_short_attention(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the operator is called; where `torch.compile` looks it decides itself, so that no size is guarded."""
-    if torch.jit.is_tracing():
-        return False
-    return is_traced() or takes_lists(query, key, value)
 
 
 def _attend_fused(
@@ -130,9 +128,7 @@ def _fold_heads(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("scalablevit::short_attention", mutates_args=())
 def _operator(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    if takes_lists(query, key, value):
-        from scalablevit.kernels import short_attention as kernel  # imports triton
-
+    if (kernel := lists_kernel(query, key, value)) is not None:
         return kernel.attend_to_few(query, key, value, scale)
     return _with_heads_inside(_attend_fused(query, key, value, scale, 0.0, None))
 
@@ -146,9 +142,7 @@ def _operator_fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> T
 def _backward_operator(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if takes_lists(query, key, value):
-        from scalablevit.kernels import short_attention as kernel  # imports triton
-
+    if (kernel := lists_kernel(query, key, value)) is not None:
         return kernel.attend_to_few_backward(grad, query, key, value, scale)
 
     def forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

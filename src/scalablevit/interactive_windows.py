@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.kernels.selection import takes_lim, takes_windows
+from scalablevit.kernels.selection import is_unrecorded, takes_lim, windows_kernel
 from scalablevit.windows import _attend_in_windows
 
 
@@ -40,6 +40,9 @@ def interactive_window_attention(
         (b, h, w, n * d').
     """
     lim_weight, lim_bias = lim_weight.to(value.dtype), lim_bias.to(value.dtype)
+    if not torch.compiler.is_compiling() and is_unrecorded(query_key, value, lim_weight, lim_bias):
+        kernel = windows_kernel(query_key, value, heads, window_size)
+        return kernel.attend_in_windows(query_key, value, heads, window_size, scale, (lim_weight, lim_bias))
     return torch.ops.scalablevit.interactive_window_attention(
         query_key, value, lim_weight, lim_bias, heads, window_size, scale
     )
@@ -56,9 +59,8 @@ def _attend_and_convolve(
 def _operator(
     query_key: Tensor, value: Tensor, lim_weight: Tensor, lim_bias: Tensor, heads: int, window_size: int, scale: float
 ) -> Tensor:
-    if takes_lim(lim_weight, lim_bias) and takes_windows(query_key, value, heads, window_size):
-        from scalablevit.kernels import window_attention as kernel  # imports triton
-
+    kernel = windows_kernel(query_key, value, heads, window_size)
+    if kernel is not None and takes_lim(lim_weight, lim_bias):
         return kernel.attend_in_windows(query_key, value, heads, window_size, scale, (lim_weight, lim_bias))
     return _attend_and_convolve(query_key, value, lim_weight, lim_bias, heads, window_size, scale).contiguous()
 
@@ -81,9 +83,8 @@ def _backward_operator(
     window_size: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if takes_lim(lim_weight, lim_bias) and takes_windows(query_key, value, heads, window_size):
-        from scalablevit.kernels import window_attention as kernel  # imports triton
-
+    kernel = windows_kernel(query_key, value, heads, window_size)
+    if kernel is not None and takes_lim(lim_weight, lim_bias):
         maps = kernel.attend_in_windows_backward(grad, query_key, value, heads, window_size, scale, lim_weight)
         return *maps, *_lim_parameter_gradients(grad, value, lim_weight)
 

@@ -7,7 +7,7 @@ masked as keys, so that they have no influence on any result.
 There are two bodies, which agree. `_attend_in_windows` runs on real sizes: it shrinks the window to the map, and pads
 and masks only where that is needed. `_attend_in_windows_traced` has no branch on a size, for graphs that serve every
 size. `torch.compile` sees neither: it records the operator ``scalablevit::window_attention``. That runs
-`_attend_in_windows`, or the Triton kernel where `scalablevit.kernels` says so; eager code then calls it, too.
+`_attend_in_windows`, or a kernel where `scalablevit.kernels` has one; eager code then calls it, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.dot_product import attend, is_exporting, laid_out, merge_heads, split_heads
-from scalablevit.kernels.selection import takes_windows
+from scalablevit.kernels.selection import is_unrecorded, windows_kernel
 
 
 def window_attention(
@@ -48,8 +48,11 @@ def window_attention(
             if dropout == 0.0:
                 return torch.ops.scalablevit.window_attention(query_key, value, heads, window_size, scale)
             body = _attend_in_windows_traced  # the operator draws no random numbers
-        elif dropout == 0.0 and takes_windows(query_key, value, heads, window_size):
-            return torch.ops.scalablevit.window_attention(query_key, value, heads, window_size, scale)
+        elif dropout == 0.0:
+            kernel = windows_kernel(query_key, value, heads, window_size)
+            if kernel is not None:
+                run = kernel.attend_in_windows if is_unrecorded(query_key, value) else _operator
+                return run(query_key, value, heads, window_size, scale)
         return body(query_key, value, heads, window_size, scale, dropout)
 
 
@@ -119,9 +122,7 @@ def _attend(query_key: Tensor, value: Tensor, heads: int, scale: float, dropout:
 
 @torch.library.custom_op("scalablevit::window_attention", mutates_args=())
 def _operator(query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float) -> Tensor:
-    if takes_windows(query_key, value, heads, window_size):
-        from scalablevit.kernels import window_attention as kernel  # imports triton
-
+    if (kernel := windows_kernel(query_key, value, heads, window_size)) is not None:
         return kernel.attend_in_windows(query_key, value, heads, window_size, scale)
     return _attend_in_windows(query_key, value, heads, window_size, scale, 0.0).contiguous()
 
@@ -135,9 +136,7 @@ def _operator_fake(query_key: Tensor, value: Tensor, heads: int, window_size: in
 def _backward_operator(
     grad: Tensor, query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    if takes_windows(query_key, value, heads, window_size):
-        from scalablevit.kernels import window_attention as kernel  # imports triton
-
+    if (kernel := windows_kernel(query_key, value, heads, window_size)) is not None:
         return kernel.attend_in_windows_backward(grad, query_key, value, heads, window_size, scale)
 
     # The forward is computed again: it costs little beside the linear layers around it, and the input is all that is

@@ -10,6 +10,7 @@ import scalablevit.kernels
 from scalablevit.kernels import selection, use_triton
 from scalablevit.windows import window_attention
 
+GPU = torch.device("cuda")
 MAPS = torch.randn(1, 5, 6, 16), torch.randn(1, 5, 6, 8)
 
 
@@ -21,21 +22,21 @@ def _no_interpreter(monkeypatch):
 def test_the_choice_holds_until_it_is_changed_or_its_block_ends():
     pytest.importorskip("triton")
     with use_triton("auto"):
-        assert not selection.is_wanted()
+        assert not selection.is_wanted(GPU)
         use_triton(True)
-        assert selection.is_wanted()
+        assert selection.is_wanted(GPU)
         with use_triton(False):
-            assert not selection.is_wanted()
-        assert selection.is_wanted()
+            assert not selection.is_wanted(GPU)
+        assert selection.is_wanted(GPU)
         with pytest.raises(RuntimeError, match="inside"), use_triton(False):
             raise RuntimeError("inside")
-        assert selection.is_wanted()
-    assert not selection.is_wanted()
+        assert selection.is_wanted(GPU)
+    assert not selection.is_wanted(GPU)
 
 
 def test_automatic_means_off_while_nothing_is_measured():
-    assert selection._choice == "auto"
-    assert not selection.is_wanted()
+    assert selection._choices["triton"] == "auto"
+    assert not selection.is_wanted(GPU)
 
 
 @pytest.mark.parametrize("choice", ["on", None, 2])
@@ -58,7 +59,7 @@ def test_without_triton_all_works_and_only_switching_on_says_so(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ImportError, match="pip install triton"):
         use_triton(True)
-    monkeypatch.setattr(selection, "_choice", True)
+    monkeypatch.setitem(selection._choices, "triton", True)
     assert not selection.takes_windows(*MAPS, 2, 3)
     assert window_attention(*MAPS, 2, 3, 0.5).shape == (1, 5, 6, 8)
 
@@ -76,4 +77,4 @@ def test_neither_the_package_nor_a_forward_imports_triton():
 
 
 def test_the_switch_is_public():
-    assert scalablevit.kernels.__all__ == ["use_triton"]
+    assert scalablevit.kernels.__all__ == ["use_native", "use_triton"]

@@ -1,16 +1,17 @@
-"""Where the Triton kernels run: the switch, what they take, and where they are known to be faster.
+"""Which kernels run where: the two switches, what the kernels take, and where they are known to be faster.
 
 Axes: b batch, h height, w width, n heads, q queries, k keys, d width of a query and key head, d' of a value head.
-Nothing here imports triton; the modules that hold kernels do, and are imported when one is about to run.
+Nothing here imports triton or compiles anything; the modules that hold kernels do, when one is about to run.
 """
 
 from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,13 +29,19 @@ MAX_KEYS = 64
 MAX_LIST_WIDTH = 64
 LIST_DTYPES = (torch.bfloat16, torch.float16)
 
-_choice: bool | Literal["auto"] = "auto"
+# Keys of a window or a list up to which the native kernels are faster than PyTorch's fused attention on a CPU.
+MAX_NATIVE_KEYS = 256
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+Choice = bool | Literal["auto"]
+_choices: dict[str, Choice] = {"triton": "auto", "native": "auto"}
 
 
 class _Restoration:
-    """What `use_triton` gives back: as a context manager it restores the choice before."""
+    """What a switch gives back: as a context manager it restores the choice before."""
 
-    def __init__(self, before: bool | Literal["auto"]) -> None:
+    def __init__(self, kind: str, before: Choice) -> None:
+        self.kind = kind
         self.before = before
 
     def __enter__(self) -> None:
@@ -43,11 +50,17 @@ class _Restoration:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        global _choice
-        _choice = self.before
+        _choices[self.kind] = self.before
 
 
-def use_triton(choice: bool | Literal["auto"]) -> _Restoration:
+def _choose(kind: str, choice: Choice) -> _Restoration:
+    if not isinstance(choice, bool) and choice != "auto":
+        raise ValueError(f'choice is {choice!r}; it must be True, False or "auto"')
+    before, _choices[kind] = _choices[kind], choice
+    return _Restoration(kind, before)
+
+
+def use_triton(choice: Choice) -> _Restoration:
     """Switches the Triton kernels on or off, for the whole process.
 
     What a kernel does not take runs as ever, through PyTorch's scaled_dot_product_attention, whatever the choice. The
@@ -74,27 +87,78 @@ def use_triton(choice: bool | Literal["auto"]) -> _Restoration:
         ValueError: If `choice` is none of the three.
         ImportError: If `choice` is True and triton is not installed.
     """
-    global _choice
-    if not isinstance(choice, bool) and choice != "auto":
-        raise ValueError(f'choice is {choice!r}; it must be True, False or "auto"')
     if choice is True and not _has_triton():
         raise ImportError("triton is not installed: pip install triton, or leave the choice at 'auto'")
-    before, _choice = _choice, choice
-    return _Restoration(before)
+    return _choose("triton", choice)
 
 
-def is_wanted() -> bool:
-    """Whether the choice is for the kernels, whatever the tensors; what `torch.compile` may ask without guards on them.
+def use_native(choice: Choice) -> _Restoration:
+    """Switches the native kernels for CPUs on or off, for the whole process.
 
-    "auto" means the kernels where they are measured to be faster. THIS is the place that says where, and as nothing
-    has been measured on a GPU, it is nowhere. benchmarks/gpu_kernels.py makes the figures.
+    They are C++, compiled for the machine's own processor when they are first wanted, which takes some seconds, and
+    kept in the user's cache folder. They take float32 and bfloat16, windows and lists of up to 256 keys, without attention
+    dropout. What they do not take, and everything where no compiler is found, runs through PyTorch. Like the Triton
+    kernels they have first derivatives in reverse mode only.
+
+        scalablevit.kernels.use_native(False)  # from here on
+        with scalablevit.kernels.use_native(False):  # only inside
+            logits = model(images)
+
+    Args:
+        choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster, which
+            is wherever they can run.
+
+    Returns:
+        An object that restores the choice before when it is used as a context manager.
+
+    Raises:
+        ValueError: If `choice` is none of the three.
+        RuntimeError: If `choice` is True and the kernels cannot be compiled; the log says why.
     """
-    return _choice is True
+    if choice is True and not _has_library():
+        raise RuntimeError("the native kernels cannot be compiled here; install g++, or leave the choice at 'auto'")
+    return _choose("native", choice)
+
+
+def is_wanted(device: torch.device) -> bool:
+    """Whether kernels are wanted, whatever the tensors; what `torch.compile` may ask without guards on them.
+
+    "auto" means where they are measured to be faster. THIS is the place that says where. The native kernels are, on
+    CPUs (docs/performance.md). Of the Triton kernels nothing has been measured on a GPU, so for them it means nowhere.
+    benchmarks/gpu_kernels.py makes the figures.
+    """
+    if _choices["triton"] is True:
+        return True
+    return device.type == "cpu" and _choices["native"] is not False and _has_library()
+
+
+def windows_kernel(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> Any:
+    """The module whose `attend_in_windows` takes these maps; None if none does."""
+    if takes_windows(query_key, value, heads, window_size):
+        return import_module("scalablevit.kernels.window_attention")
+    keys = min(window_size, value.shape[1]) * min(window_size, value.shape[2])
+    return _native(keys, query_key, value)
+
+
+def lists_kernel(query: Tensor, key: Tensor, value: Tensor) -> Any:
+    """The module whose `attend_to_few` takes these tensors; None if none does."""
+    if takes_lists(query, key, value):
+        return import_module("scalablevit.kernels.short_attention")
+    return _native(key.shape[2], query, key, value)
+
+
+def is_unrecorded(*tensors: Tensor) -> bool:
+    """Whether nobody looks at what is called: no autograd, no mode that counts or records. Then a kernel may be called
+    without the operator around it, which takes some 20 microseconds.
+    """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return False
+    return not torch._C._len_torch_dispatch_stack()
 
 
 def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
-    """Whether the window attention kernels run on (b, h, w, 2 * n * d) and (b, h, w, n * d')."""
-    if not (is_wanted() and _can_run(query_key, value)):
+    """Whether the Triton window attention kernels run on (b, h, w, 2 * n * d) and (b, h, w, n * d')."""
+    if not (_choices["triton"] is True and _can_run(query_key, value)):
         return False
     height, width = value.shape[1:3]
     tokens = min(window_size, height) * min(window_size, width)
@@ -105,8 +169,8 @@ def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int
 
 
 def takes_lists(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the short attention kernels run on (b, n, q, d), (b, n, k, d) and (b, n, k, d')."""
-    if not (is_wanted() and _can_run(query, key, value)) or value.dtype not in LIST_DTYPES:
+    """Whether the Triton short attention kernels run on (b, n, q, d), (b, n, k, d) and (b, n, k, d')."""
+    if not (_choices["triton"] is True and _can_run(query, key, value)) or value.dtype not in LIST_DTYPES:
         return False
     return 0 < key.shape[2] <= MAX_KEYS and max(query.shape[-1], value.shape[-1]) <= MAX_LIST_WIDTH
 
@@ -133,3 +197,22 @@ def _can_run(*tensors: Tensor) -> bool:
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
+
+
+def _native(keys: int, *tensors: Tensor) -> Any:
+    first = tensors[0]
+    if first.device.type != "cpu" or not 0 < keys <= MAX_NATIVE_KEYS or not is_wanted(first.device):
+        return None
+    # The kernels read memory: subclasses, such as the fake tensors of compilation, have none, or of another kind.
+    if any(type(x) not in (Tensor, torch.nn.Parameter) or x.dtype != first.dtype for x in tensors):
+        return None
+    if first.dtype not in NATIVE_DTYPES or torch._C._are_functorch_transforms_active() or not _has_library():
+        return None
+    return import_module("scalablevit.kernels.cpu.attention")
+
+
+@torch.compiler.assume_constant_result  # torch.compile asks while it traces, and does not look inside
+def _has_library() -> bool:
+    from scalablevit.kernels.cpu.compilation import library
+
+    return library() is not None

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from scalablevit.attention import InteractiveWindowedSelfAttention
 from scalablevit.design import PAPER, VIT_PYTORCH
 from scalablevit.interactive_windows import interactive_window_attention
-from scalablevit.kernels import use_triton
+from scalablevit.kernels import use_native, use_triton
 from scalablevit.kernels import window_attention as launcher
 from scalablevit.windows import _attend_in_windows, window_attention
 from tests.kernels.interpreted.maps import Case, assert_near, gradients
@@ -133,7 +133,7 @@ def test_compiled_graphs_hold_operators_which_run_kernels(launches):
         torch.testing.assert_close(compiled(x), module(x))
     assert "scalablevit.interactive_window_attention" in seen
     assert launches == ["attend_in_windows with LIM"] * 4
-    with use_triton(False):  # a guard on the choice: the graph is made anew
+    with use_triton(False), use_native(False):  # a guard on the choice: the graph is made anew
         compiled(torch.randn(2, 5, 3, 6))
     assert "scalablevit.window_attention" in seen
     assert len(launches) == 4

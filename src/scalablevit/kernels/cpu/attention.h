@@ -1,0 +1,237 @@
+// Attention of a block of queries to the keys of one head, and its gradients.
+//
+// Axes: q queries, k keys, d width of a query and key head, e of a value head. Queries lie in the lanes of vectors, keys one
+// below the other. So the largest score and the sum over keys are found without a step across lanes, keys and values are
+// taken as they come, and only queries and results are transposed.
+
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "vectors.h"
+
+namespace scalablevit {
+
+template <typename T>
+inline void copy(const T* from, float* to, int width, float factor = 1.0f) {
+  for (int i = 0; i < width; i += kLanes) store(to + i, load_some(from + i, width - i) * factor);
+}
+
+// What one thread works with: a head's keys (k, d) and values (k, e), and of a block of queries their transposed rows
+// (d, block), weights (k, block) and transposed results (e, block). Widths are rounded up to whole vectors.
+struct Workspace {
+  int keys = 0, key_width, value_width, key_stride, value_stride;
+  std::vector<float> key, value, query, weights, result;
+
+  Workspace(int most_keys, int key_width, int value_width)
+      : key_width(key_width),
+        value_width(value_width),
+        key_stride(round_up(key_width, kLanes)),
+        value_stride(round_up(value_width, kLanes)),
+        key((size_t)most_keys * key_stride),
+        value((size_t)most_keys * value_stride),
+        query((size_t)key_stride * kBlock),
+        weights((size_t)most_keys * kBlock),
+        result((size_t)value_stride * kBlock) {}
+
+  template <typename T>
+  void set_key(int k, const T* key_row, const T* value_row) {
+    copy(key_row, &key[(size_t)k * key_stride], key_width);
+    copy(value_row, &value[(size_t)k * value_stride], value_width);
+  }
+};
+
+// `count` rows, times a factor, as columns from `first` on, a multiple of kLanes, of `columns`, (width, block).
+template <typename T>
+inline void set_columns(std::vector<float>& columns, int first, const T* const* rows, int count, int width, float factor) {
+  for (int d = 0; d < width; d += kLanes) {
+    Vector square[kLanes] = {};
+    for (int q = 0; q < count; ++q) square[q] = load_some(rows[q] + d, width - d) * factor;
+    transpose(square);
+    for (int i = 0; i < kLanes; ++i) store(&columns[(size_t)(d + i) * kBlock + first], square[i]);
+  }
+}
+
+// The inverse, for kLanes rows from `first` on and kLanes channels from d on.
+inline void get_rows(const std::vector<float>& columns, int first, int d, Vector* rows) {
+  for (int i = 0; i < kLanes; ++i) rows[i] = load(&columns[(size_t)(d + i) * kBlock + first]);
+  transpose(rows);
+}
+
+struct Matrix {  // rows of floats, `stride` apart; elements of a row `step` apart
+  const float* data;
+  int stride, step = 1;
+};
+
+// out = left @ right, plus what is there if kAdds: kCount rows, kWidth vectors, sums over `length`.
+template <bool kAdds, int kCount, int kWidth>
+inline void multiply_tile(Matrix left, Matrix right, int length, float* out, int out_stride) {
+  Vector sums[kCount][kWidth] = {};
+  for (int i = 0; i < length; ++i) {
+    Vector columns[kWidth];
+    for (int v = 0; v < kWidth; ++v) columns[v] = load(right.data + (size_t)i * right.stride + v * kLanes);
+    for (int r = 0; r < kCount; ++r)
+      for (int v = 0; v < kWidth; ++v)
+        sums[r][v] += left.data[(size_t)r * left.stride + (size_t)i * left.step] * columns[v];
+  }
+  for (int r = 0; r < kCount; ++r)
+    for (int v = 0; v < kWidth; ++v) {
+      float* target = out + (size_t)r * out_stride + v * kLanes;
+      store(target, kAdds ? load(target) + sums[r][v] : sums[r][v]);
+    }
+}
+
+template <int kWidth, int kCount, bool kAdds = false>
+inline void multiply(Matrix left, Matrix right, int length, float* out, int out_stride, int rows) {
+  for (; rows >= kCount; rows -= kCount, left.data += (size_t)kCount * left.stride, out += (size_t)kCount * out_stride)
+    multiply_tile<kAdds, kCount, kWidth>(left, right, length, out, out_stride);
+  if constexpr (kCount > 1)
+    if (rows > 0) multiply<kWidth, kCount - 1, kAdds>(left, right, length, out, out_stride, rows);
+}
+
+// out += left @ right, for any number of whole vectors.
+inline void add_product(Matrix left, Matrix right, int length, float* out, int out_stride, int rows, int columns) {
+  for (; columns >= 2 * kLanes; columns -= 2 * kLanes, right.data += 2 * kLanes, out += 2 * kLanes)
+    multiply<2, 7, true>(left, right, length, out, out_stride, rows);
+  if (columns > 0) multiply<1, 7, true>(left, right, length, out, out_stride, rows);
+}
+
+// Softmax over keys of the scores of the block's queries: work.weights, but for the factor that is the result.
+template <int kWidth>
+inline void weigh(Workspace& work, Vector* factors) {
+  multiply<kWidth, kRows>({work.key.data(), work.key_stride}, {work.query.data(), kBlock}, work.key_width,
+                          work.weights.data(), kBlock, work.keys);
+  Vector most[kWidth], total[kWidth] = {};
+  for (int v = 0; v < kWidth; ++v) most[v] = load(&work.weights[v * kLanes]);
+  for (int k = 1; k < work.keys; ++k)
+    for (int v = 0; v < kWidth; ++v) most[v] = larger(most[v], load(&work.weights[k * kBlock + v * kLanes]));
+  for (int k = 0; k < work.keys; ++k)
+    for (int v = 0; v < kWidth; ++v) {
+      float* weight = &work.weights[k * kBlock + v * kLanes];
+      const Vector found = exponential(load(weight) - most[v]);
+      total[v] += found;
+      store(weight, found);
+    }
+  for (int v = 0; v < kWidth; ++v) factors[v] = 1.0f / total[v];
+}
+
+// Attention of the kWidth vectors of queries that lie in the workspace.
+template <int kWidth>
+void attend(Workspace& work) {
+  Vector factors[kWidth];
+  weigh<kWidth>(work, factors);
+  multiply<kWidth, 4>({work.value.data(), 1, work.value_stride}, {work.weights.data(), kBlock}, work.keys,
+                      work.result.data(), kBlock, work.value_width);
+  for (int e = 0; e < work.value_width; ++e)
+    for (int v = 0; v < kWidth; ++v) {
+      float* found = &work.result[e * kBlock + v * kLanes];
+      store(found, load(found) * factors[v]);
+    }
+}
+
+// Calls `body` with the number of vectors that hold `count` queries, as a constant.
+template <typename Body>
+inline void with_width(int count, Body body) {
+  const int width = (count + kLanes - 1) / kLanes;
+  if (width == 1) return body(std::integral_constant<int, 1>());
+  if (width == 2) return body(std::integral_constant<int, 2>());
+  if (width == 3) return body(std::integral_constant<int, std::min(3, kVectors)>());
+  return body(std::integral_constant<int, kVectors>());
+}
+
+// Attention of `count` queries, whose rows `row(q)` gives, to the keys in the workspace. `finish(q, e, vector)` is told
+// the result of each for kLanes channels from e on.
+template <typename Row, typename Finish>
+inline void attend_block(Workspace& work, int count, float scale, Row row, Finish finish) {
+  for (int first = 0; first < count; first += kLanes) {
+    decltype(row(0)) rows[kLanes];
+    const int some = std::min(kLanes, count - first);
+    for (int q = 0; q < some; ++q) rows[q] = row(first + q);
+    set_columns(work.query, first, rows, some, work.key_width, scale);
+  }
+  with_width(count, [&](auto width) { attend<width>(work); });
+  for (int first = 0; first < count; first += kLanes)
+    for (int e = 0; e < work.value_width; e += kLanes) {
+      Vector rows[kLanes];
+      get_rows(work.result, first, e, rows);
+      for (int q = first; q < std::min(first + kLanes, count); ++q) finish(q, e, rows[q - first]);
+    }
+}
+
+// What the backward pass of a head needs beside that: of a block of queries their rows (block, d) and the gradients of
+// their results, as rows (block, e) and columns (e, block), the gradients of weights (k, block) and of queries
+// (d, block); and sums for keys and values, (k, d) and (k, e).
+struct GradientWorkspace : Workspace {
+  std::vector<float> query_rows, grad_rows, grad, grad_weights, grad_query, grad_key, grad_value;
+
+  GradientWorkspace(int most_keys, int key_width, int value_width)
+      : Workspace(most_keys, key_width, value_width),
+        query_rows((size_t)kBlock * key_stride),
+        grad_rows((size_t)kBlock * value_stride),
+        grad((size_t)value_stride * kBlock),
+        grad_weights(weights.size()),
+        grad_query((size_t)key_stride * kBlock),
+        grad_key(key.size()),
+        grad_value(value.size()) {}
+
+  void clear() {
+    std::fill(grad_key.begin(), grad_key.end(), 0.0f);
+    std::fill(grad_value.begin(), grad_value.end(), 0.0f);
+  }
+};
+
+// Gradients of `attend`; with P the weights and dP their gradients, those of the scores are P * (dP - sum(P * dP)).
+template <int kWidth>
+void differentiate(GradientWorkspace& work, int count) {
+  Vector factors[kWidth], means[kWidth] = {};
+  weigh<kWidth>(work, factors);
+  multiply<kWidth, kRows>({work.value.data(), work.value_stride}, {work.grad.data(), kBlock}, work.value_width,
+                          work.grad_weights.data(), kBlock, work.keys);
+  for (int k = 0; k < work.keys; ++k)
+    for (int v = 0; v < kWidth; ++v) {
+      float* weight = &work.weights[k * kBlock + v * kLanes];
+      const Vector found = load(weight) * factors[v];
+      store(weight, found);
+      means[v] += found * load(&work.grad_weights[k * kBlock + v * kLanes]);
+    }
+  add_product({work.weights.data(), kBlock}, {work.grad_rows.data(), work.value_stride}, count, work.grad_value.data(),
+              work.value_stride, work.keys, work.value_stride);
+  for (int k = 0; k < work.keys; ++k)
+    for (int v = 0; v < kWidth; ++v) {
+      float* gradient = &work.grad_weights[k * kBlock + v * kLanes];
+      store(gradient, load(&work.weights[k * kBlock + v * kLanes]) * (load(gradient) - means[v]));
+    }
+  add_product({work.grad_weights.data(), kBlock}, {work.query_rows.data(), work.key_stride}, count, work.grad_key.data(),
+              work.key_stride, work.keys, work.key_stride);
+  multiply<kWidth, 4>({work.key.data(), 1, work.key_stride}, {work.grad_weights.data(), kBlock}, work.keys,
+                      work.grad_query.data(), kBlock, work.key_width);
+}
+
+// The same for `count` queries, whose rows and whose results' gradients `row(q)` and `grad_row(q)` give. `finish(q, d,
+// vector)` is told the gradient of each for kLanes channels from d on; those of keys and values are added up in `work`.
+template <typename Row, typename GradRow, typename Finish>
+inline void differentiate_block(GradientWorkspace& work, int count, float scale, Row row, GradRow grad_row,
+                                Finish finish) {
+  for (int first = 0; first < count; first += kLanes) {
+    decltype(row(0)) rows[kLanes], grad_rows[kLanes];
+    const int some = std::min(kLanes, count - first);
+    for (int q = 0; q < some; ++q) rows[q] = row(first + q), grad_rows[q] = grad_row(first + q);
+    set_columns(work.query, first, rows, some, work.key_width, scale);
+    set_columns(work.grad, first, grad_rows, some, work.value_width, 1.0f);
+    for (int q = 0; q < some; ++q) {
+      copy(rows[q], &work.query_rows[(size_t)(first + q) * work.key_stride], work.key_width, scale);
+      copy(grad_rows[q], &work.grad_rows[(size_t)(first + q) * work.value_stride], work.value_width);
+    }
+  }
+  with_width(count, [&](auto width) { differentiate<width>(work, count); });
+  for (int first = 0; first < count; first += kLanes)
+    for (int d = 0; d < work.key_width; d += kLanes) {
+      Vector rows[kLanes];
+      get_rows(work.grad_query, first, d, rows);
+      for (int q = first; q < std::min(first + kLanes, count); ++q) finish(q, d, rows[q - first] * scale);
+    }
+}
+
+}  // namespace scalablevit

@@ -1,0 +1,125 @@
+// Vectors of floats, from float or bfloat16 in memory, by the vector extensions of GCC and Clang alone, so that one source
+// serves AVX-512, AVX2 and NEON.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace scalablevit {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kVectors = 4;  // vectors of queries at once
+constexpr int kRows = 5;     // keys, or channels of values, at once: 5 x 4 sums, 4 vectors and a broadcast of 32 registers
+#elif defined(__aarch64__)
+constexpr int kLanes = 4;
+constexpr int kVectors = 4;
+constexpr int kRows = 5;
+#else
+constexpr int kLanes = 8;
+constexpr int kVectors = 2;
+constexpr int kRows = 5;
+#endif
+constexpr int kBlock = kLanes * kVectors;  // queries at once
+
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline Vector broadcast(float x) { return x - Vector{}; }
+
+inline Vector load(const float* p) {
+  Vector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline Vector load(const BFloat16* p) {
+  Halves bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return (Vector)(__builtin_convertvector(bits, Integers) << 16);
+}
+
+inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+
+inline void store(BFloat16* p, Vector v) {
+  const Integers bits = (Integers)v;
+  // To the nearest, ties to even; what is no number stays none.
+  const Integers rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Halves halves = __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Halves);
+  std::memcpy(p, &halves, sizeof halves);
+}
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(BFloat16 x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// The first `count` elements, and zeros after them.
+template <typename T>
+inline Vector load_some(const T* p, int count) {
+  if (count >= kLanes) return load(p);
+  T buffer[kLanes] = {};
+  std::memcpy(buffer, p, count * sizeof(T));
+  return load(buffer);
+}
+
+template <typename T>
+inline void store_some(T* p, Vector v, int count) {
+  if (count >= kLanes) return store(p, v);
+  T buffer[kLanes];
+  store(buffer, v);
+  std::memcpy(p, buffer, count * sizeof(T));
+}
+
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+// One step of a transposition: of each pair of rows `step` apart, the off-diagonal blocks of `step` lanes change places.
+template <int kStep, int... kLane>
+inline void exchange(Vector* rows, std::integer_sequence<int, kLane...>) {
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & kStep) continue;
+    const Vector a = rows[i], b = rows[i | kStep];
+    rows[i] = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + (kLane ^ kStep) : kLane)...);
+    rows[i | kStep] = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + kLane : (kLane ^ kStep))...);
+  }
+}
+
+template <int kStep = kLanes / 2>
+inline void transpose(Vector* rows) {
+  if constexpr (kStep > 0) {
+    exchange<kStep>(rows, std::make_integer_sequence<int, kLanes>());
+    transpose<kStep / 2>(rows);
+  }
+}
+
+// e^x for x <= 0, to about one unit in the last place (Cephes' expf: x = n ln 2 + r, a polynomial of degree 6 in r).
+inline Vector exponential(Vector x) {
+  x = x < -87.0f ? broadcast(-87.0f) : x;
+  const Vector shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to whole numbers
+  const Vector n = shifted - 12582912.0f;
+  const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vector p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const Integers power = ((Integers)shifted - 0x4b400000 + 127) << 23;
+  return p * (Vector)power;
+}
+
+inline int round_up(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+}  // namespace scalablevit

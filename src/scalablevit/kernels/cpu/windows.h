@@ -1,0 +1,163 @@
+// Attention inside the windows of a channels-last map, read and written in place, plus LIM's convolution.
+//
+// Axes: b batch, h height, w width, n heads, d width of a query and key head, e of a value head. Strides are counted in
+// elements; channels lie side by side.
+
+#pragma once
+
+#include "attention.h"
+
+namespace scalablevit {
+
+struct MapStrides {
+  int64_t b, h, w;
+};
+
+// A depthwise 3x3 convolution of the value map, zero outside its border.
+template <typename T>
+struct Lim {
+  const float *weight, *bias;  // (9, channels), (channels)
+  int channels, height, width;
+  MapStrides strides;
+
+  // At (y, x), for `count` channels from `channel` on; `value` is the image's map.
+  Vector at(const T* value, int y, int x, int channel, int count) const {
+    const T* centre = value + y * strides.h + x * strides.w + channel;
+    const float* factor = weight + channel;
+    Vector total = load_some(bias + channel, count);
+    if (y > 0 && y + 1 < height && x > 0 && x + 1 < width && count >= kLanes) {
+      for (int dy = -1; dy <= 1; ++dy)
+        for (int dx = -1; dx <= 1; ++dx, factor += channels)
+          total += load(centre + dy * strides.h + dx * strides.w) * load(factor);
+      return total;
+    }
+    for (int dy = -1; dy <= 1; ++dy)
+      for (int dx = -1; dx <= 1; ++dx, factor += channels)
+        if (y + dy >= 0 && y + dy < height && x + dx >= 0 && x + dx < width)
+          total += load_some(centre + dy * strides.h + dx * strides.w, count) * load_some(factor, count);
+    return total;
+  }
+};
+
+struct Position {
+  int y, x;
+};
+
+// The grid of windows of a map, and the real positions of one window: those outside the map are no keys at all.
+struct Windows {
+  int height, width, window_height, window_width, rows, columns;
+  int64_t image = 0;
+  int keys = 0;
+  std::vector<Position> positions;
+
+  Windows(int height, int width, int window_height, int window_width)
+      : height(height),
+        width(width),
+        window_height(window_height),
+        window_width(window_width),
+        rows((height + window_height - 1) / window_height),
+        columns((width + window_width - 1) / window_width),
+        positions((size_t)window_height * window_width) {}
+
+  void go_to(int64_t task) {
+    image = task / (rows * columns);
+    const int top = (int)(task / columns % rows) * window_height, left = (int)(task % columns) * window_width;
+    keys = 0;
+    for (int y = top; y < std::min(top + window_height, height); ++y)
+      for (int x = left; x < std::min(left + window_width, width); ++x) positions[keys++] = {y, x};
+  }
+
+  template <typename T>
+  T* at(T* map, MapStrides strides, int k) const {
+    return map + image * strides.b + positions[k].y * strides.h + positions[k].x * strides.w;
+  }
+};
+
+template <typename T>
+void attend_in_windows(const T* query_key, const T* value, T* out, const float* lim_weight, const float* lim_bias, int b,
+                       int height, int width, int heads, int key_width, int value_width, MapStrides query_key_strides,
+                       MapStrides value_strides, int window_height, int window_width, float scale, int threads) {
+  const int channels = heads * value_width;
+  const Lim<T> lim{lim_weight, lim_bias, channels, height, width, value_strides};
+  const MapStrides out_strides{(int64_t)height * width * channels, (int64_t)width * channels, channels};
+#pragma omp parallel num_threads(threads)
+  {
+    Windows windows(height, width, window_height, window_width);
+    Workspace work(window_height * window_width, key_width, value_width);
+    const int64_t tasks = (int64_t)b * windows.rows * windows.columns;
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < tasks; ++task) {
+      windows.go_to(task);
+      work.keys = windows.keys;
+      for (int n = 0; n < heads; ++n) {
+        const T *queries = query_key + n * key_width, *keys = queries + heads * key_width, *values = value + n * value_width;
+        for (int k = 0; k < work.keys; ++k)
+          work.set_key(k, windows.at(keys, query_key_strides, k), windows.at(values, value_strides, k));
+        for (int first = 0; first < work.keys; first += kBlock)
+          attend_block(
+              work, std::min(kBlock, work.keys - first), scale,
+              [&](int q) { return windows.at(queries, query_key_strides, first + q); },
+              [&](int q, int e, Vector found) {
+                const auto [y, x] = windows.positions[first + q];
+                const int channel = n * value_width + e, count = value_width - e;
+                if (lim.weight) found += lim.at(value + windows.image * value_strides.b, y, x, channel, count);
+                store_some(windows.at(out, out_strides, first + q) + channel, found, count);
+              });
+      }
+    }
+  }
+}
+
+// The gradients of maps are contiguous. LIM's part in that of values is the convolution of `grad` with its weight
+// turned by half a turn, which is what comes as `lim_weight`; `lim_bias` is zeros.
+template <typename T>
+void differentiate_in_windows(const T* grad, const T* query_key, const T* value, T* grad_query_key, T* grad_value,
+                              const float* lim_weight, const float* lim_bias, int b, int height, int width, int heads,
+                              int key_width, int value_width, MapStrides grad_strides, MapStrides query_key_strides,
+                              MapStrides value_strides, int window_height, int window_width, float scale, int threads) {
+  const int channels = heads * value_width, qk_channels = 2 * heads * key_width;
+  const Lim<T> lim{lim_weight, lim_bias, channels, height, width, grad_strides};
+  const MapStrides to_query_key{(int64_t)height * width * qk_channels, (int64_t)width * qk_channels, qk_channels};
+  const MapStrides to_value{(int64_t)height * width * channels, (int64_t)width * channels, channels};
+#pragma omp parallel num_threads(threads)
+  {
+    Windows windows(height, width, window_height, window_width);
+    GradientWorkspace work(window_height * window_width, key_width, value_width);
+    const int64_t tasks = (int64_t)b * windows.rows * windows.columns;
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < tasks; ++task) {
+      windows.go_to(task);
+      work.keys = windows.keys;
+      for (int n = 0; n < heads; ++n) {
+        const int query_channel = n * key_width, key_channel = (heads + n) * key_width, value_channel = n * value_width;
+        for (int k = 0; k < work.keys; ++k)
+          work.set_key(k, windows.at(query_key, query_key_strides, k) + key_channel,
+                       windows.at(value, value_strides, k) + value_channel);
+        work.clear();
+        for (int first = 0; first < work.keys; first += kBlock)
+          differentiate_block(
+              work, std::min(kBlock, work.keys - first), scale,
+              [&](int q) { return windows.at(query_key, query_key_strides, first + q) + query_channel; },
+              [&](int q) { return windows.at(grad, grad_strides, first + q) + value_channel; },
+              [&](int q, int d, Vector found) {
+                store_some(windows.at(grad_query_key, to_query_key, first + q) + query_channel + d, found, key_width - d);
+              });
+        for (int k = 0; k < work.keys; ++k) {
+          T* key_row = windows.at(grad_query_key, to_query_key, k) + key_channel;
+          for (int d = 0; d < key_width; d += kLanes)
+            store_some(key_row + d, load(&work.grad_key[(size_t)k * work.key_stride + d]), key_width - d);
+          T* value_row = windows.at(grad_value, to_value, k) + value_channel;
+          for (int e = 0; e < value_width; e += kLanes) {
+            const auto [y, x] = windows.positions[k];
+            const int count = value_width - e;
+            Vector found = load(&work.grad_value[(size_t)k * work.value_stride + e]);
+            if (lim.weight) found += lim.at(grad + windows.image * grad_strides.b, y, x, value_channel + e, count);
+            store_some(value_row + e, found, count);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace scalablevit
