@@ -21,7 +21,7 @@ def test_the_feed_forward_keeps_less_and_has_the_gradients_of_plain_autograd(fro
         out = ff(x)
     for one, other in zip(gradients(out), plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    assert saved.count(24 * 24) == 1  # the hidden layer once, not before and after the GELU
+    assert 24 * 24 not in saved  # the hidden layer
     assert torch.autograd.gradgradcheck(lambda x: ff(x), (x[:1, :1, :2].detach().requires_grad_(),))
 
 

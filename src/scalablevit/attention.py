@@ -17,7 +17,9 @@ from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
 from scalablevit.interactive_windows import interactive_window_attention
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
-from scalablevit.layers import CellConv2d, Linear, MapConv2d, PointwiseConv, is_plain, linear
+from scalablevit.layers import Branch, CellConv2d, Linear, MapConv2d, PointwiseConv, is_plain, is_plain_with, linear
+from scalablevit.projections import Projection, is_worthwhile, normed_projections
+from scalablevit.recomputation import norm_of
 from scalablevit.windows import partition, window_attention
 
 # One node each in symbolic traces, where sizes are unknown.
@@ -25,7 +27,7 @@ torch.fx.wrap("attend")
 torch.fx.wrap("window_attention")
 
 
-class ScalableSelfAttention(nn.Module):
+class ScalableSelfAttention(Branch):
     """Scalable Self-Attention (SSA; arXiv:2203.10790, section 3.2).
 
     Queries at full resolution attend to keys and values that are reduced in space by `reduction_factor`, with heads
@@ -64,7 +66,7 @@ class ScalableSelfAttention(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.to_q = Linear(dim, heads * dim_key, bias=design.qkv_bias, **factory)
         widths = (heads * dim_key, heads * dim_value)
-        self.keys_values: nn.Module
+        self.keys_values: KeysValues
         if reduction_factor == 1:
             self.keys_values = LinearKeysValues(dim, *widths, bias=design.qkv_bias, **factory)
         elif design.keys_values == "dense":
@@ -75,16 +77,44 @@ class ScalableSelfAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        query = split_heads(self.to_q(x).flatten(1, 2), self.heads)  # (b, n, h*w, d)
-        key, value = self.keys_values(x)  # (b, k, n*d), (b, k, n*d')
-        key, value = split_heads(key, self.heads), split_heads(value, self.heads)
+        return self._attend(self.to_q(x), self.keys_values(x))
+
+    def forward_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        parameters, projections = norm_of(norm), self._projections()
+        if parameters is None or projections is None or not is_worthwhile(x, parameters, projections):
+            return cast(Tensor, self(norm(x)))
+        query, projected = normed_projections(x, parameters, projections)
+        return self._attend(query, self.keys_values.after_projection(projected))
+
+    def _projections(self) -> list[Projection] | None:
+        """The two layers that read the norm; None where one is not just what it was made as."""
+        if not is_plain(self.to_q) or not is_plain_with(self.keys_values, "projection"):
+            return None
+        reading = self.keys_values.projection()
+        return None if reading is None else [Projection(self.to_q.weight, self.to_q.bias), reading]
+
+    def _attend(self, query_map: Tensor, key_value: list[Tensor]) -> Tensor:
+        """The map of queries, keys (b, k, n*d) and values (b, k, n*d') to what SSA gives."""
+        query = split_heads(query_map.flatten(1, 2), self.heads)  # (b, n, h*w, d)
+        key, value = split_heads(key_value[0], self.heads), split_heads(key_value[1], self.heads)
         dropout = self.attention_dropout if self.training else 0.0
         out = merge_heads(attend(query, key, value, scale=self.scale, dropout=dropout))  # (b, h*w, n*d')
-        return self.dropout(self.to_out(out.unflatten(1, (x.shape[1], x.shape[2]))))
+        return self.dropout(self.to_out(out.unflatten(1, (query_map.shape[1], query_map.shape[2]))))
 
 
-class LinearKeysValues(nn.Module):
-    """Keys and values at full resolution: (b, h, w, dim) to (b, h*w, key_channels) and (b, h*w, value_channels)."""
+class KeysValues(nn.Module):
+    """Keys and values of a map: (b, h, w, dim) to (b, k, key_channels) and (b, k, value_channels)."""
+
+    def projection(self) -> Projection | None:
+        """The layer that reads the map, `after_projection` being the rest; None if it is not what it was made as."""
+        raise NotImplementedError
+
+    def after_projection(self, x: Tensor) -> list[Tensor]:
+        raise NotImplementedError
+
+
+class LinearKeysValues(KeysValues):
+    """At full resolution: k = h * w."""
 
     def __init__(self, dim: int, key_channels: int, value_channels: int, *, bias: bool, **factory: Any) -> None:
         super().__init__()
@@ -92,11 +122,17 @@ class LinearKeysValues(nn.Module):
         self.to_kv = Linear(dim, key_channels + value_channels, bias=bias, **factory)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.to_kv(x).flatten(1, 2).split(self.widths, dim=-1)
+        return self.after_projection(self.to_kv(x))
+
+    def projection(self) -> Projection | None:
+        return Projection(self.to_kv.weight, self.to_kv.bias) if is_plain(self.to_kv) else None
+
+    def after_projection(self, x: Tensor) -> list[Tensor]:
+        return x.flatten(1, 2).split(self.widths, dim=-1)
 
 
-class DenseKeysValues(nn.Module):
-    """Keys and values by one dense convolution with kernel = stride = `reduction_factor`, no bias (vit-pytorch's form).
+class DenseKeysValues(KeysValues):
+    """By one dense convolution with kernel = stride = `reduction_factor`, no bias (vit-pytorch's form).
 
     The cells under the kernel do not overlap, so that it is a linear layer over cells: faster than a convolution, above
     all backwards, and right in bfloat16 where oneDNN's convolution is not (see docs/log.md).
@@ -110,11 +146,18 @@ class DenseKeysValues(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = cut_into_cells(fill_up_to_one_cell(x, self.reduction_factor), self.reduction_factor)
-        return self.to_kv(x).split(self.widths, dim=-1)
+        return self.after_projection(self.to_kv(x))
+
+    def projection(self) -> Projection | None:
+        layer = self.to_kv
+        return Projection(layer.weight, layer.bias, self.reduction_factor) if is_plain(layer) else None
+
+    def after_projection(self, x: Tensor) -> list[Tensor]:
+        return x.split(self.widths, dim=-1)
 
 
-class DepthwiseKeysValues(nn.Module):
-    """Keys and values by a depthwise and a 1x1 convolution, LayerNorm, GELU and a linear layer (the paper's form)."""
+class DepthwiseKeysValues(KeysValues):
+    """By a depthwise and a 1x1 convolution, LayerNorm, GELU and a linear layer (the paper's form)."""
 
     def __init__(
         self, dim: int, key_channels: int, value_channels: int, reduction_factor: int, *, bias: bool, **factory: Any
@@ -128,8 +171,14 @@ class DepthwiseKeysValues(nn.Module):
         self.to_kv = Linear(key_channels, key_channels + value_channels, bias=bias, **factory)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.reduce(fill_up_to_one_cell(x, self.reduction_factor)).flatten(1, 2)  # (b, k, c)
-        x = F.gelu(self.norm(self.scale_channels(x)))
+        return self.after_projection(self.reduce(fill_up_to_one_cell(x, self.reduction_factor)))
+
+    def projection(self) -> Projection | None:
+        layer = self.reduce
+        return Projection(layer.weight, layer.bias, layer.cell) if is_plain(layer, CellConv2d) else None
+
+    def after_projection(self, x: Tensor) -> list[Tensor]:
+        x = F.gelu(self.norm(self.scale_channels(x.flatten(1, 2))))  # (b, k, c)
         return self.to_kv(x).split(self.widths, dim=-1)
 
 
@@ -165,7 +214,7 @@ torch.fx.wrap("fill_up_to_one_cell")
 torch.fx.wrap("cut_into_cells")
 
 
-class InteractiveWindowedSelfAttention(nn.Module):
+class InteractiveWindowedSelfAttention(Branch):
     """Interactive Windowed Self-Attention (IWSA; arXiv:2203.10790, section 3.3).
 
     Attention inside windows, plus the Local Interactive Module (LIM): a 3x3 convolution over the whole value map, which
@@ -214,6 +263,21 @@ class InteractiveWindowedSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query_key, value = self._project(x)
         return self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
+
+    def forward_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        parameters, projections = norm_of(norm), self._projections()
+        if parameters is None or not projections or not is_worthwhile(x, parameters, projections):
+            return cast(Tensor, self(norm(x)))
+        query_key, value = normed_projections(x, parameters, projections)
+        return self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
+
+    def _projections(self) -> list[Projection] | None:
+        """One product for queries and keys and one for values, as in `split_linear`; None if an adapter wants a say."""
+        if not is_plain(self.to_qkv):
+            return None
+        weights = self.to_qkv.weight.split(self.widths)
+        biases = (None, None) if self.to_qkv.bias is None else self.to_qkv.bias.split(self.widths)
+        return [Projection(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
     def _attend_and_interact(self, query_key: Tensor, value: Tensor) -> Tensor:
         """Attention plus LIM: (b, h, w, n * 2 * d) and (b, h, w, n * d') to (b, h, w, n * d')."""

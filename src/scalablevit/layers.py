@@ -5,7 +5,8 @@ Axes: b batch, h height, w width, c channels. Maps are channels-last, (b, h, w, 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.fx
@@ -34,6 +35,14 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
+class Branch(nn.Module):
+    """A branch that may run the norm before it as well. Maps (b, h, w, c) to (b, h, w, c)."""
+
+    def forward_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        """``self(norm(x))``, for when PyTorch runs eagerly and a call of either does no more than its class says."""
+        raise NotImplementedError
+
+
 class PreNormResidual(nn.Module):
     """x + drop_path(branch(norm(x))), the form of every block of a layer but PEG. Maps (b, h, w, c) to (b, h, w, c)."""
 
@@ -44,7 +53,16 @@ class PreNormResidual(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.branch(self.norm(x)))
+        if torch.jit.is_scripting():
+            return x + self.drop_path(self.branch(self.norm(x)))
+        else:
+            return x + self.drop_path(self._branch_of_norm(x))
+
+    def _branch_of_norm(self, x: Tensor) -> Tensor:
+        branch, norm = self.branch, self.norm
+        if is_eager(x) and is_plain(norm, nn.LayerNorm) and is_plain_with(branch, "forward_after"):
+            return cast(Branch, branch).forward_after(cast(nn.LayerNorm, norm), x)
+        return cast(Tensor, branch(norm(x)))
 
 
 class MapConv2d(nn.Conv2d):
@@ -78,13 +96,15 @@ class CellConv2d(MapConv2d):
 
 def _is_half_training(x: Tensor, weight: Tensor) -> bool:
     """Whether nothing but eager PyTorch looks, in half precision on a CPU, and a backward pass will come."""
-    if not isinstance(x, Tensor) or x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+    if not is_eager(x) or not _is_half_on_cpu(x):
         return False
     if weight.dtype != x.dtype and not torch.is_autocast_enabled("cpu"):
         return False  # PyTorch says what is wrong
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
+def _is_half_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
 
 
 class _CellConvolution(torch.autograd.Function):
@@ -98,19 +118,40 @@ class _CellConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        cell, (b, h, w, c) = ctx.cell, x.shape
-        rows, columns = h // cell, w // cell
-        grad = grad.contiguous().view(b, rows, 1, columns, 1, c)  # one value for each cell
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            kernel = weight.view(c, cell, cell).permute(1, 2, 0).contiguous()
-            grad_x = (grad * kernel.view(1, 1, cell, 1, cell, c)).view(b, rows * cell, columns * cell, c)
-            grad_x = F.pad(grad_x, (0, 0, 0, w - columns * cell, 0, h - rows * cell))  # borders were dropped
-        if ctx.needs_input_grad[1]:
-            cells = x[:, : rows * cell, : columns * cell].reshape(b, rows, cell, columns, cell, c)
-            grad_weight = (cells * grad).sum((0, 1, 3)).permute(2, 0, 1).reshape(weight.shape)
-        grad_bias = grad.sum((0, 1, 2, 3, 4)) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight, grad_bias, None
+        needs = (*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2])
+        return *_cell_gradients(grad, x, weight, ctx.cell, needs), None
+
+
+def cell_convolution_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, cell: int, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of a `CellConv2d` for its input, (b, h, w, c), weight and bias."""
+    if _is_half_on_cpu(x):
+        return _cell_gradients(grad, x, weight, cell, needs)
+    grad, x = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
+    channels, strides = weight.shape[0], [cell, cell]
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad, x, weight, [channels], strides, [0, 0], [1, 1], False, [0, 0], channels, list(needs)
+    )
+    return None if grad_x is None else grad_x.permute(0, 2, 3, 1), grad_weight, grad_bias
+
+
+def _cell_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, cell: int, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same in products and sums."""
+    b, h, w, c = x.shape
+    rows, columns = h // cell, w // cell
+    grad = grad.contiguous().view(b, rows, 1, columns, 1, c)  # one value for each cell
+    grad_x = grad_weight = None
+    if needs[0]:
+        kernel = weight.view(c, cell, cell).permute(1, 2, 0).contiguous()
+        grad_x = (grad * kernel.view(1, 1, cell, 1, cell, c)).view(b, rows * cell, columns * cell, c)
+        grad_x = F.pad(grad_x, (0, 0, 0, w - columns * cell, 0, h - rows * cell))  # borders were dropped
+    if needs[1]:
+        cells = x[:, : rows * cell, : columns * cell].reshape(b, rows, cell, columns, cell, c)
+        grad_weight = (cells * grad).sum((0, 1, 3)).permute(2, 0, 1).reshape(weight.shape)
+    return grad_x, grad_weight, grad.sum((0, 1, 2, 3, 4)) if needs[2] else None
 
 
 class Linear(nn.Linear):
@@ -192,3 +233,15 @@ def is_plain(module: nn.Module, kind: type[nn.Module] = Linear) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     everywhere = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
     return type(module) is kind and "forward" not in vars(module) and not any((*hooks, *everywhere))
+
+
+def is_plain_with(module: nn.Module, method: str) -> bool:
+    """Whether `module` is plain, of the very class that has the method: a class made from it may run otherwise."""
+    return method in vars(type(module)) and is_plain(module, type(module))
+
+
+def is_eager(x: Any) -> bool:
+    """Whether nothing but eager PyTorch looks: no compiler, exporter, tracer or transform of `torch.func`."""
+    if not isinstance(x, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not torch._C._are_functorch_transforms_active()

@@ -1,0 +1,141 @@
+"""What the autograd functions share that keep their input alone and compute again, on the way back, what lies between.
+
+Axes: b batch, h height, w width, c channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scalablevit.layers import is_eager
+
+
+class Norm(NamedTuple):
+    """A LayerNorm over the channels."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+def norm_of(module: nn.LayerNorm) -> Norm | None:
+    """What the module is made of; None where it has no weight or no bias, or normalises more than the channels."""
+    if module.weight is None or module.bias is None or len(module.normalized_shape) != 1:
+        return None
+    return Norm(module.weight, module.bias, module.eps)
+
+
+def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The LayerNorm of `x`, (..., c), with the mean and 1 / standard deviation that its gradient asks for.
+
+    Without a weight it is `x` as it is. Under autocast it is what `torch.nn.functional.layer_norm` gives: of the type
+    of `x` on a CPU, float32 elsewhere.
+    """
+    if weight is None:
+        return x, x, x
+    normed, mean, rstd = torch.native_layer_norm(_norm_input(x, weight), x.shape[-1:], weight, bias, eps)
+    return normed, mean, rstd
+
+
+def norm_gradients(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for `x`, weight and bias, from that for what `normalise` gave."""
+    if weight is None:
+        return grad, None, None
+    x = _norm_input(x, weight)
+    out: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.native_layer_norm_backward(
+        grad.to(x.dtype), x, x.shape[-1:], mean, rstd, weight, bias, list(needs)
+    )
+    return out
+
+
+def _norm_input(x: Tensor, weight: Tensor) -> Tensor:
+    return x if x.device.type == "cpu" else x.to(weight.dtype)
+
+
+def product_dtype(x: Tensor, norm: Norm | None, parameters: Iterable[Tensor | None]) -> torch.dtype | None:
+    """The type in which linear layers with such parameters multiply, after such a norm, as autocast has it.
+
+    None where types are mixed in another way than autocast mixes them: PyTorch says what is wrong then.
+    """
+    types = {parameter.dtype for parameter in parameters if parameter is not None}
+    norm_types = set() if norm is None else {norm.weight.dtype, norm.bias.dtype}
+    if not _autocasts(x.device.type):
+        return x.dtype if types | norm_types == {x.dtype} else None
+    mixed = {x.dtype, *types} <= {torch.float32, torch.float16, torch.bfloat16}
+    return torch.get_autocast_dtype(x.device.type) if mixed and norm_types <= {torch.float32} else None
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """On the device of `x`, for where the types are settled."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if _autocasts(device) else contextlib.nullcontext()
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def may_recompute(x: Any) -> bool:
+    """Whether a function of ours may stand for layers: nothing but eager PyTorch looks, and forward only."""
+    return is_eager(x) and torch.autograd.forward_ad._current_level < 0
+
+
+def is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with any of these."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class Total:
+    """The gradient of a parameter, summed over slices of rows: in float32 where the slices are in half precision."""
+
+    def __init__(self, parameter: Tensor | None, wanted: bool) -> None:
+        self._dtype = None if parameter is None or not wanted else parameter.dtype
+        self._sum: Tensor | None = None
+
+    def add(self, part: Tensor | None) -> None:
+        if self._dtype is None or part is None:
+            return
+        if self._sum is None:
+            self._sum = part.to(torch.promote_types(part.dtype, torch.float32))
+        else:
+            self._sum += part
+
+    def add_rows(self, rows: Tensor) -> None:
+        """The sum of all rows."""
+        if self._dtype is not None:
+            self.add(rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)))
+
+    def add_product(self, left: Tensor, right: Tensor) -> None:
+        """left^T @ right, for two tensors of as many rows."""
+        if self._sum is not None and self._sum.dtype == left.dtype:
+            self._sum.addmm_(left.t(), right)
+        elif self._dtype is not None:
+            self.add(left.t() @ right)
+
+    def result(self) -> Tensor | None:
+        return None if self._sum is None or self._dtype is None else self._sum.to(self._dtype)
+
+
+def differentiable_gradients(
+    plain: Callable[..., Any], arguments: Sequence[Any], grads: Any, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``plain(*arguments)``, for second derivatives, by what autograd can record."""
+    aliases = [
+        argument.view_as(argument) if needed else argument for argument, needed in zip(arguments, needs, strict=True)
+    ]
+    wanted = [alias for alias, needed in zip(aliases, needs, strict=True) if needed]  # not through one to another
+    found = iter(torch.autograd.grad(plain(*aliases), wanted, grads, create_graph=True))
+    return tuple(next(found) if needed else None for needed in needs)
