@@ -79,12 +79,14 @@ class ScalableSelfAttention(Branch):
     def forward(self, x: Tensor) -> Tensor:
         return self._attend(self.to_q(x), self.keys_values(x))
 
-    def forward_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
         parameters, projections = norm_of(norm), self._projections()
         if parameters is None or projections is None or not is_worthwhile(x, parameters, projections):
-            return cast(Tensor, self(norm(x)))
-        query, projected = normed_projections(x, parameters, projections)
-        return self._attend(query, self.keys_values.after_projection(projected))
+            out = self(norm(x))
+        else:
+            query, projected = normed_projections(x, parameters, projections)
+            out = self._attend(query, self.keys_values.after_projection(projected))
+        return x + out if residual else out
 
     def _projections(self) -> list[Projection] | None:
         """The two layers that read the norm; None where one is not just what it was made as."""
@@ -264,12 +266,14 @@ class InteractiveWindowedSelfAttention(Branch):
         query_key, value = self._project(x)
         return self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
 
-    def forward_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
         parameters, projections = norm_of(norm), self._projections()
         if parameters is None or not projections or not is_worthwhile(x, parameters, projections):
-            return cast(Tensor, self(norm(x)))
-        query_key, value = normed_projections(x, parameters, projections)
-        return self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
+            out = self(norm(x))
+        else:
+            query_key, value = normed_projections(x, parameters, projections)
+            out = self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
+        return x + out if residual else out
 
     def _projections(self) -> list[Projection] | None:
         """One product for queries and keys and one for values, as in `split_linear`; None if an adapter wants a say."""

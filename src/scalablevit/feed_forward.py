@@ -11,8 +11,9 @@ activation that is kept is what the norm reads, which is kept anyway.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,17 +67,23 @@ class FeedForward(Branch):
                 return self._apply_fused(x, None)
             return self._apply_layers(x)
 
-    def forward_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
         parameters = norm_of(norm)
-        if parameters is not None and self._is_fusible(x, parameters):
-            return self._apply_fused(x, parameters)
-        return self(norm(x))
+        if parameters is None or not self._is_fusible(x, parameters):
+            out = self(norm(x))
+        elif residual and x.is_contiguous():  # a sum is laid out as x is, what the function gives is contiguous
+            return self._apply_fused(x, parameters, residual=True)
+        else:
+            out = self._apply_fused(x, parameters)
+        return x + out if residual else out
 
     def _apply_layers(self, x: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
 
-    def _apply_fused(self, x: Tensor, norm: Norm | None) -> Tensor:
-        return feed_forward(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, norm)
+    def _apply_fused(self, x: Tensor, norm: Norm | None, *, residual: bool = False) -> Tensor:
+        return feed_forward(
+            x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, norm=norm, residual=residual
+        )
 
     def _is_fusible(self, x: Tensor, norm: Norm | None) -> bool:
         """Whether the layers are just what they were made as, and of one type, or of types that autocast mixes."""
@@ -88,7 +95,14 @@ class FeedForward(Branch):
 
 
 def feed_forward(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, norm: Norm | None = None
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    norm: Norm | None = None,
+    residual: bool = False,
 ) -> Tensor:
     """linear(gelu(linear(norm(x)))), which autograd records as one step that keeps x alone.
 
@@ -99,6 +113,7 @@ def feed_forward(
         weight2: (c, f).
         bias2: (c).
         norm: The norm that x goes through first; None for none.
+        residual: Whether x is added to the result.
 
     Returns:
         (..., c).
@@ -106,91 +121,103 @@ def feed_forward(
     dtype = product_dtype(x, norm, (weight1, bias1, weight2, bias2))
     assert dtype is not None
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
+    settings = Settings(dtype, eps, residual)
     arguments = x, norm_weight, norm_bias, weight1, bias1, weight2, bias2
     if is_recorded(*arguments):
-        out: Tensor = _FeedForward.apply(dtype, eps, *arguments)
+        out: Tensor = _FeedForward.apply(settings, *arguments)
         return out
     with without_autocast(x):
-        return _forward(dtype, eps, *arguments)
+        return _forward(settings, *arguments)
+
+
+class Settings(NamedTuple):
+    dtype: torch.dtype  # of the products
+    eps: float  # of the norm
+    residual: bool
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, eps: float, x: Tensor, *others: Any) -> Tensor:
+    def forward(ctx: Any, settings: Settings, x: Tensor, *others: Any) -> Tensor:
         ctx.save_for_backward(x, *others)
-        ctx.settings = dtype, eps
+        ctx.settings = settings
         with without_autocast(x):
-            return _forward(dtype, eps, x, *others)
+            return _forward(settings, x, *others)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        arguments, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        arguments, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
         with without_autocast(grad):
             if torch.is_grad_enabled():
-                plain = functools.partial(_plain, *ctx.settings)
-                return None, None, *differentiable_gradients(plain, arguments, grad, needs)
-            return None, None, *_gradients(grad, *ctx.settings, *arguments, needs=needs)
+                plain = functools.partial(_plain, ctx.settings)
+                return None, *differentiable_gradients(plain, arguments, grad, needs)
+            return None, *_gradients(grad, ctx.settings, *arguments, needs=needs)
 
 
 def _plain(
-    dtype: torch.dtype,
-    eps: float,
+    settings: Settings,
     x: Tensor,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     *parameters: Tensor,
 ) -> Tensor:
     """The step in operations that autograd records."""
-    weight1, bias1, weight2, bias2 = (parameter.to(dtype) for parameter in parameters)
-    read = normalise(x, norm_weight, norm_bias, eps)[0].to(dtype)
-    return F.linear(F.gelu(F.linear(read, weight1, bias1)), weight2, bias2)
+    weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
+    read = normalise(x, norm_weight, norm_bias, settings.eps)[0].to(settings.dtype)
+    out = F.linear(F.gelu(F.linear(read, weight1, bias1)), weight2, bias2)
+    return x + out if settings.residual else out
 
 
 def _forward(
-    dtype: torch.dtype,
-    eps: float,
+    settings: Settings,
     x: Tensor,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     *parameters: Tensor,
 ) -> Tensor:
-    weight1, bias1, weight2, bias2 = (parameter.to(dtype) for parameter in parameters)
+    weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     rows = x.reshape(-1, x.shape[-1])
+    dtype = torch.promote_types(x.dtype, settings.dtype) if settings.residual else settings.dtype
     out = x.new_empty(*x.shape[:-1], weight2.shape[0], dtype=dtype)  # no view of another: hooks may change it in place
     out_rows = out.view(-1, weight2.shape[0])
-    for part in _slices(rows, width=weight1.shape[0], dtype=dtype):
-        read = normalise(rows[part], norm_weight, norm_bias, eps)[0].to(dtype)
+    for part in _slices(rows, width=weight1.shape[0], dtype=settings.dtype):
+        read = normalise(rows[part], norm_weight, norm_bias, settings.eps)[0].to(settings.dtype)
         activated = torch.ops.aten.gelu_(_linear(read, weight1, bias1))
-        _linear(activated, weight2, bias2, out=out_rows[part])
+        if dtype == settings.dtype:
+            _linear(activated, weight2, bias2, out=out_rows[part])
+        else:
+            out_rows[part] = _linear(activated, weight2, bias2)
+        if settings.residual:
+            out_rows[part].add_(rows[part])
     return out
 
 
 def _gradients(
     grad: Tensor,
-    dtype: torch.dtype,
-    eps: float,
+    settings: Settings,
     x: Tensor,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     *parameters: Tensor,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    weight1, bias1, weight2, _ = (parameter.to(dtype) for parameter in parameters)
+    weight1, bias1, weight2, _ = (parameter.to(settings.dtype) for parameter in parameters)
     rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     grad_x = torch.empty_like(rows) if needs[0] else None
     totals = [
         Total(tensor, needed) for tensor, needed in zip((norm_weight, norm_bias, *parameters), needs[1:], strict=True)
     ]
     norm_weight_total, norm_bias_total, weight1_total, bias1_total, weight2_total, bias2_total = totals
-    for part in _slices(rows, width=weight1.shape[0], dtype=dtype):
-        normed, mean, rstd = normalise(rows[part], norm_weight, norm_bias, eps)
-        read = normed.to(dtype)
+    for part in _slices(rows, width=weight1.shape[0], dtype=settings.dtype):
+        normed, mean, rstd = normalise(rows[part], norm_weight, norm_bias, settings.eps)
+        read = normed.to(settings.dtype)
         hidden = _linear(read, weight1, bias1)
-        bias2_total.add_rows(grad_rows[part])
-        weight2_total.add_product(grad_rows[part], F.gelu(hidden))
+        grad_out = grad_rows[part].to(settings.dtype)
+        bias2_total.add_rows(grad_out)
+        weight2_total.add_product(grad_out, F.gelu(hidden))
         if not any(needs[:5]):
             continue
-        grad_hidden = grad_rows[part] @ weight2
+        grad_hidden = grad_out @ weight2
         torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
         bias1_total.add_rows(grad_hidden)
         weight1_total.add_product(grad_hidden, read)
@@ -201,7 +228,10 @@ def _gradients(
         norm_weight_total.add(of_norm[1])
         norm_bias_total.add(of_norm[2])
         if grad_x is not None and of_norm[0] is not None:
-            grad_x[part] = of_norm[0]
+            if settings.residual:
+                torch.add(of_norm[0], grad_rows[part], out=grad_x[part])
+            else:
+                grad_x[part] = of_norm[0]
     return None if grad_x is None else grad_x.view(x.shape), *(total.result() for total in totals)
 
 
@@ -213,6 +243,7 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = Non
 
 def _slices(rows: Tensor, width: int, dtype: torch.dtype) -> list[slice]:
     """Slices of the rows, on a CPU so long that `width` channels of one are about `_SLICE_BYTES`."""
-    count = rows.shape[0]
-    length = max(1, _SLICE_BYTES // (width * dtype.itemsize)) if rows.device.type == "cpu" else count
-    return [slice(start, start + length) for start in range(0, max(count, 1), max(length, 1))]
+    count = max(rows.shape[0], 1)
+    most = max(1, _SLICE_BYTES // (width * dtype.itemsize)) if rows.device.type == "cpu" else count
+    length = math.ceil(count / math.ceil(count / most))  # all of about one length
+    return [slice(start, start + length) for start in range(0, count, length)]

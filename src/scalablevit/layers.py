@@ -5,6 +5,7 @@ Axes: b batch, h height, w width, c channels. Maps are channels-last, (b, h, w, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -25,8 +26,11 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = float(rate)
 
+    def is_off(self) -> bool:
+        return not self.training or self.rate == 0.0
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
+        if self.is_off():
             return x
         keep = torch.empty([x.shape[0], 1, 1, 1], dtype=x.dtype, device=x.device).bernoulli_(1.0 - self.rate)
         return x * (keep / (1.0 - self.rate) if self.rate < 1.0 else keep)
@@ -38,8 +42,8 @@ class DropPath(nn.Module):
 class Branch(nn.Module):
     """A branch that may run the norm before it as well. Maps (b, h, w, c) to (b, h, w, c)."""
 
-    def forward_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
-        """``self(norm(x))``, for when PyTorch runs eagerly and a call of either does no more than its class says."""
+    def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
+        """``self(norm(x))``, or x plus that, for where PyTorch runs eagerly and both modules are plain."""
         raise NotImplementedError
 
 
@@ -56,13 +60,13 @@ class PreNormResidual(nn.Module):
         if torch.jit.is_scripting():
             return x + self.drop_path(self.branch(self.norm(x)))
         else:
-            return x + self.drop_path(self._branch_of_norm(x))
-
-    def _branch_of_norm(self, x: Tensor) -> Tensor:
-        branch, norm = self.branch, self.norm
-        if is_eager(x) and is_plain(norm, nn.LayerNorm) and is_plain_with(branch, "forward_after"):
-            return cast(Branch, branch).forward_after(cast(nn.LayerNorm, norm), x)
-        return cast(Tensor, branch(norm(x)))
+            norm, branch = self.norm, self.branch
+            if not is_eager(x) or not is_plain(norm, nn.LayerNorm) or not is_plain_with(branch, "forward_after"):
+                return x + self.drop_path(branch(norm(x)))
+            together = functools.partial(cast(Branch, branch).forward_after, cast(nn.LayerNorm, norm), x)
+            if is_plain(self.drop_path, DropPath) and self.drop_path.is_off():
+                return together(residual=True)
+            return x + self.drop_path(together(residual=False))
 
 
 class MapConv2d(nn.Conv2d):
