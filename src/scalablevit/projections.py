@@ -9,7 +9,6 @@ computes the norm again, which costs little beside the products with it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +20,6 @@ from scalablevit.layers import cell_convolution_gradients, linear
 from scalablevit.recomputation import (
     Norm,
     Total,
-    differentiable_gradients,
     is_recorded,
     may_recompute,
     norm_gradients,
@@ -86,10 +84,7 @@ class _NormedProjections(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         arguments, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
-        with without_autocast(grads[0]):
-            if torch.is_grad_enabled():
-                plain = functools.partial(_forward, *ctx.settings)
-                return None, None, None, *differentiable_gradients(plain, arguments, grads, needs)
+        with without_autocast(grads[0]):  # all that runs here can be differentiated once more
             return None, None, None, *_gradients(grads, *ctx.settings, *arguments, needs=needs)
 
 

@@ -116,7 +116,7 @@ class Total:
     def add_rows(self, rows: Tensor) -> None:
         """The sum of all rows."""
         if self._dtype is not None:
-            self.add(rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)))
+            self.add(rows.sum(0))
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
         """left^T @ right, for two tensors of as many rows."""
