@@ -136,7 +136,9 @@ def benchmark(
     torch.set_num_threads(check_count("threads", threads) if threads is not None else threads_before)
     try:
         limit = matrix_rate(torch.device(device), workload.dtype, workload.synchronise)
-        named = frozenset(one for one in contenders if isinstance(one, str)) if memory else frozenset()
+        # On a CPU only what has a name: a fresh process makes it.
+        on_cpu = torch.device(device).type == "cpu"
+        named = frozenset(one.name for one in parsed if memory and (one.name in contenders or not on_cpu))
         measurements: list[Measurement] = []
         for height, width in sizes:
             found = _measure(parsed, workload, height, width, rounds=rounds, limit=limit, measure_memory_of=named)
@@ -207,8 +209,8 @@ def _measure(
     steps.clear()
     first = next((statistics.median(seconds[c.name]) for c in contenders if c.name in seconds), None)
 
-    def memory_of(name: str) -> int | None:
-        return peak_memory_bytes(name, workload, height, width) if name in measure_memory_of else None
+    def memory_of(contender: Contender) -> int | None:
+        return peak_memory_bytes(contender, workload, height, width) if contender.name in measure_memory_of else None
 
     measurements = []
     for contender in contenders:
@@ -232,7 +234,7 @@ def _measure(
                 images_per_second=workload.batch / median,
                 spread=(quartiles[2] - quartiles[0]) / median,
                 ratio=first / median,
-                peak_memory_bytes=memory_of(name),
+                peak_memory_bytes=memory_of(contender),
                 parameters=parameters,
                 macs=macs,
                 matrix_share=None if products is None else products / median / limit,

@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 
-from scalablevit.benchmarking.contenders import parse_contender
+from scalablevit.benchmarking.contenders import Contender, parse_contender
 from scalablevit.benchmarking.workload import Workload
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_memory_bytes(contender: str, workload: Workload, height: int, width: int) -> int | None:
+def peak_memory_bytes(contender: Contender, workload: Workload, height: int, width: int) -> int | None:
     """Bytes that a step takes at most; None where that cannot be told: compiled on a CPU, or without Linux's /proc.
 
     Args:
-        contender: Its name, see `parse_contender`.
+        contender: The model; on a CPU a fresh process makes it by its name, see `parse_contender`.
         workload: What it does.
         height: Of the images.
         width: Of the images.
@@ -35,7 +35,7 @@ def peak_memory_bytes(contender: str, workload: Workload, height: int, width: in
     if workload.compile or not _CLEAR.exists():
         return None
     task = {
-        "contender": contender,
+        "contender": contender.name,
         "workload": asdict(workload),
         "size": [height, width],
         "threads": torch.get_num_threads(),
@@ -45,8 +45,8 @@ def peak_memory_bytes(contender: str, workload: Workload, height: int, width: in
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
-def _peak_on_gpu(contender: str, workload: Workload, height: int, width: int) -> int:
-    model = workload.place(parse_contender(contender).build(height, width))
+def _peak_on_gpu(contender: Contender, workload: Workload, height: int, width: int) -> int:
+    model = workload.place(contender.build(height, width))
     step = workload.step(model, workload.images(height, width))
     step()  # compiles, and chooses algorithms
     workload.synchronise()

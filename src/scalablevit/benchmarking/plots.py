@@ -1,14 +1,16 @@
-"""Pictures of a benchmark: throughput against published accuracy, and time and memory against pixels."""
+"""Pictures: throughput against published accuracy, time and memory against pixels, and floors of time."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scalablevit.benchmarking.comparison import BenchmarkResult, Measurement
+from scalablevit.benchmarking.roofline import Floor
 from scalablevit.extras import require_extra
 
-OURS, OTHERS = "#d1495b", "#30638e"
+OURS, OTHERS, LIGHT = "#d1495b", "#30638e", "#a9bcd0"
 PANEL_INCHES = (6.4, 4.8)
 
 
@@ -45,6 +47,48 @@ def plot_benchmark(result: BenchmarkResult, path: str | Path) -> None:
     work = result.workload
     how = f"{work.mode}, {work.precision}, batch {work.batch}, {'compiled' if work.compile else 'eager'}"
     figure.suptitle(f"{how}; {result.machine['device']}, PyTorch {result.machine['torch']}", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def plot_floors(
+    floors: Sequence[Floor], measured: Mapping[str, float], path: str | Path, *, title: str, clock: str
+) -> None:
+    """Draws, for each kind of operation, the time that the machine would allow and the time that was measured.
+
+    Args:
+        floors: Of each kind.
+        measured: Seconds of a step by kind; kinds without a floor are drawn as well.
+        path: Of a PNG, SVG or PDF file.
+        title: Above the picture.
+        clock: What was measured, in words.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    require_extra("benchmark", "matplotlib")
+    from matplotlib.figure import Figure
+
+    kinds = list(dict.fromkeys([*measured, *(floor.name for floor in floors)]))
+    kinds.sort(key=lambda kind: measured.get(kind, 0.0))
+    of_kind = {floor.name: floor for floor in floors}
+    figure = Figure(figsize=PANEL_INCHES, layout="constrained")
+    axes = figure.subplots()
+    bars = {
+        clock: (OTHERS, 0.27, [measured.get(kind, 0.0) for kind in kinds]),
+        "least for the bytes": (LIGHT, 0.0, [of_kind[kind].byte_seconds if kind in of_kind else 0.0 for kind in kinds]),
+        "least for the products": (
+            OURS, -0.27, [of_kind[kind].flop_seconds if kind in of_kind else 0.0 for kind in kinds]
+        ),
+    }  # fmt: skip
+    for label, (colour, offset, seconds) in bars.items():
+        places = [index + offset for index in range(len(kinds))]
+        axes.barh(places, [1e3 * value for value in seconds], 0.25, label=label, color=colour)
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_xlabel("milliseconds of a step")
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150)
 
 

@@ -1,4 +1,4 @@
-"""Time: contenders in turn, and the rate at which the machine multiplies matrices."""
+"""Time: contenders in turn, and the rates at which the machine multiplies matrices and copies memory."""
 
 from __future__ import annotations
 
@@ -33,14 +33,34 @@ def interleaved_seconds(
 
 
 def matrix_rate(
-    device: torch.device, dtype: torch.dtype, synchronise: Callable[[], object], attempts: int = 3
+    device: torch.device,
+    dtype: torch.dtype,
+    synchronise: Callable[[], object],
+    attempts: int = 3,
+    size: int = MATRIX_SIZE,
 ) -> float:
-    """Floating-point operations per second: the best of some products of square matrices of 3072."""
-    left, right = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype) for _ in range(2))
+    """Floating-point operations per second: the best of some products of square matrices."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     _seconds(lambda: left @ right, 1, synchronise)
     repeats = 1 if device.type == "cpu" else 10
     best = min(_seconds(lambda: left @ right, repeats, synchronise) for _ in range(attempts))
-    return float(2 * MATRIX_SIZE**3 / best)
+    return float(2 * size**3 / best)
+
+
+def copy_rate(device: torch.device, size_bytes: int, synchronise: Callable[[], object], attempts: int = 5) -> float:
+    """Bytes per second, read and written together: the best of some copies of so many random bytes."""
+    source = torch.randint(256, (size_bytes,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    _seconds(lambda: target.copy_(source), 1, synchronise)
+    best = min(_seconds(lambda: target.copy_(source), 10, synchronise) for _ in range(attempts))
+    return 2 * size_bytes / best
+
+
+def launch_seconds(device: torch.device, synchronise: Callable[[], object], launches: int = 2000) -> float:
+    """Seconds that one operation takes which does next to nothing: what starting it costs."""
+    one = torch.zeros(1, device=device)
+    _seconds(lambda: one.add_(1), 10, synchronise)
+    return _seconds(lambda: one.add_(1), launches, synchronise)
 
 
 def _seconds(step: Callable[[], object], repeats: int, synchronise: Callable[[], object]) -> float:
