@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.kernels.selection import is_wanted, rows_kernel
 from scalablevit.layers import Branch, Linear, is_eager, is_plain
 from scalablevit.recomputation import (
     Norm,
@@ -85,6 +86,22 @@ class FeedForward(Branch):
             x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, norm=norm, residual=residual
         )
 
+    def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
+        """The feed-forward of norm(x), plus x, as one operator, where compiled graphs had better call it as a whole.
+
+        That is on a CPU, without a backward pass: what the compiler makes of the layers goes through memory between
+        them.
+        """
+        if x.device.type != "cpu" or not is_wanted(x.device) or (self.training and self.dropout.p > 0.0):
+            return None
+        if not (is_plain(self.fc1) and is_plain(self.fc2)) or self.fc1.bias is None or self.fc2.bias is None:
+            return None
+        if norm.weight is None or norm.bias is None or is_recorded(x, *norm.parameters(), *self.parameters()):
+            return None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        layers = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        return _operator(x, norm.weight, norm.bias, *layers, norm.eps, dtype)
+
     def _is_fusible(self, x: Tensor, norm: Norm | None) -> bool:
         """Whether the layers are just what they were made as, and of one type, or of types that autocast mixes."""
         if (self.training and self.dropout.p > 0.0) or not may_recompute(x):
@@ -128,6 +145,38 @@ def feed_forward(
         return out
     with without_autocast(x):
         return _forward(settings, *arguments)
+
+
+@torch.library.custom_op("scalablevit::feed_forward", mutates_args=())
+def _operator(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`feed_forward` after a norm, plus x, for compiled graphs; products are of `dtype`."""
+    x = x.contiguous()
+    return _forward(Settings(dtype, eps, residual=True), x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+
+
+@_operator.register_fake
+def _operator_fake(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype))
 
 
 class Settings(NamedTuple):
@@ -180,7 +229,13 @@ def _forward(
     dtype = torch.promote_types(x.dtype, settings.dtype) if settings.residual else settings.dtype
     out = x.new_empty(*x.shape[:-1], weight2.shape[0], dtype=dtype)  # no view of another: hooks may change it in place
     out_rows = out.view(-1, weight2.shape[0])
+    kernel = rows_kernel(rows, settings.dtype)
     for part in _slices(rows, width=weight1.shape[0], dtype=settings.dtype):
+        if kernel is not None:
+            biases = parameters[1], parameters[3]
+            norm = norm_weight, norm_bias
+            _forward_natively(kernel, settings, rows[part], norm, (weight1, weight2), biases, out_rows[part])
+            continue
         read = normalise(rows[part], norm_weight, norm_bias, settings.eps)[0].to(settings.dtype)
         activated = torch.ops.aten.gelu_(_linear(read, weight1, bias1))
         if dtype == settings.dtype:
@@ -190,6 +245,22 @@ def _forward(
         if settings.residual:
             out_rows[part].add_(rows[part])
     return out
+
+
+def _forward_natively(
+    kernel: Any,
+    settings: Settings,
+    rows: Tensor,
+    norm: tuple[Tensor | None, Tensor | None],
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor, Tensor],
+    out: Tensor,
+) -> None:
+    """The same for one slice, with all that is not a product in passes of our own: about half as many."""
+    read = rows if norm[0] is None else kernel.normalise(rows, *norm, settings.eps)
+    activated = kernel.add_bias_gelu_(read @ weights[0].t(), biases[0])
+    torch.mm(activated, weights[1].t(), out=out)
+    kernel.add_bias_residual_(out, biases[1], rows if settings.residual else None)
 
 
 def _gradients(
@@ -208,17 +279,23 @@ def _gradients(
         Total(tensor, needed) for tensor, needed in zip((norm_weight, norm_bias, *parameters), needs[1:], strict=True)
     ]
     norm_weight_total, norm_bias_total, weight1_total, bias1_total, weight2_total, bias2_total = totals
+    kernel = rows_kernel(rows, settings.dtype)
     for part in _slices(rows, width=weight1.shape[0], dtype=settings.dtype):
         normed, mean, rstd = normalise(rows[part], norm_weight, norm_bias, settings.eps)
         read = normed.to(settings.dtype)
-        hidden = _linear(read, weight1, bias1)
         grad_out = grad_rows[part].to(settings.dtype)
         bias2_total.add_rows(grad_out)
-        weight2_total.add_product(grad_out, F.gelu(hidden))
+        grad_hidden = grad_out @ weight2
+        if kernel is not None:
+            activated = read @ weight1.t()
+            kernel.differentiate_gelu_(grad_hidden, activated, parameters[1])
+        else:
+            hidden = _linear(read, weight1, bias1)
+            activated = F.gelu(hidden)
+            torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
+        weight2_total.add_product(grad_out, activated)
         if not any(needs[:5]):
             continue
-        grad_hidden = grad_out @ weight2
-        torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
         bias1_total.add_rows(grad_hidden)
         weight1_total.add_product(grad_hidden, read)
         if not any(needs[:3]):

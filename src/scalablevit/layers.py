@@ -46,6 +46,10 @@ class Branch(nn.Module):
         """``self(norm(x))``, or x plus that, for where PyTorch runs eagerly and both modules are plain."""
         raise NotImplementedError
 
+    def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
+        """``self(norm(x))`` plus x as one operator of a compiled graph; None if the compiler does better itself."""
+        raise NotImplementedError
+
 
 class PreNormResidual(nn.Module):
     """x + drop_path(branch(norm(x))), the form of every block of a layer but PEG. Maps (b, h, w, c) to (b, h, w, c)."""
@@ -61,6 +65,9 @@ class PreNormResidual(nn.Module):
             return x + self.drop_path(self.branch(self.norm(x)))
         else:
             norm, branch = self.norm, self.branch
+            if torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
+                out = self._compiled(x)
+                return x + self.drop_path(branch(norm(x))) if out is None else out
             if not is_eager(x) or not is_plain(norm, nn.LayerNorm) or not is_plain_with(branch, "forward_after"):
                 return x + self.drop_path(branch(norm(x)))
             together = functools.partial(cast(Branch, branch).forward_after, cast(nn.LayerNorm, norm), x)
@@ -68,13 +75,119 @@ class PreNormResidual(nn.Module):
                 return together(residual=True)
             return x + self.drop_path(together(residual=False))
 
+    def _compiled(self, x: Tensor) -> Tensor | None:
+        """What a compiled graph holds, if that is one operator."""
+        norm, branch, drop_path = self.norm, cast(Branch, self.branch), self.drop_path
+        if not is_plain(norm, nn.LayerNorm) or not is_plain_with(branch, "compiled_after"):
+            return None
+        if not (is_plain(drop_path, DropPath) and drop_path.is_off()):
+            return None
+        return branch.compiled_after(cast(nn.LayerNorm, norm), x)
+
 
 class MapConv2d(nn.Conv2d):
     """`torch.nn.Conv2d` over channels-last maps: (b, h, w, c) to (b, h', w', c')."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._convolve(x)
+        else:
+            if not torch.compiler.is_compiling() or torch.compiler._is_exporting_flag or not self._is_by_number():
+                return self._convolve(x)
+            weight, bias = self.weight, self.bias
+            if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+                dtype = torch.get_autocast_dtype(x.device.type)
+                x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            stride, padding = list(self.stride), list(cast(tuple[int, int], self.padding))
+            return torch.ops.scalablevit.map_convolution(x, weight, bias, stride, padding, self.groups)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         # A permuted channels-last map is what PyTorch calls the channels_last memory format: nothing is copied.
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+
+    def _is_by_number(self) -> bool:
+        """Whether the convolution is all said by stride, padding and groups, as all of this package are."""
+        return self.padding_mode == "zeros" and tuple(self.dilation) == (1, 1) and not isinstance(self.padding, str)
+
+
+# What compiled graphs hold instead of a convolution. Inductor would see that a convolution wants its input
+# channels-last, take the maps around it, (b, h, w, c), for (b, c, h, w) as well, and lay the residual stream out so that
+# all that reads it is slow: a forward pass of S took 15 % longer on a CPU than without a compiler, in bfloat16 19 %.
+@torch.library.custom_op("scalablevit::map_convolution", mutates_args=())
+def _map_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, list(stride), list(padding), 1, groups)
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+@_map_convolution.register_fake
+def _map_convolution_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
+    b, h, w, _ = x.shape
+    height = (h + 2 * padding[0] - weight.shape[2]) // stride[0] + 1
+    width = (w + 2 * padding[1] - weight.shape[3]) // stride[1] + 1
+    return x.new_empty(b, height, width, weight.shape[0])
+
+
+@torch.library.custom_op("scalablevit::map_convolution_backward", mutates_args=())
+def _map_convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad.permute(0, 3, 1, 2),
+        x.permute(0, 3, 1, 2),
+        weight,
+        [weight.shape[0]],
+        list(stride),
+        list(padding),
+        [1, 1],
+        False,
+        [0, 0],
+        groups,
+        list(needs),
+    )
+    none = grad.new_empty(0)  # an operator gives tensors
+    grad_x = grad_x.permute(0, 2, 3, 1).contiguous() if needs[0] else none
+    return grad_x, grad_weight.contiguous() if needs[1] else none, grad_bias if needs[2] else none.clone()
+
+
+@_map_convolution_backward.register_fake
+def _map_convolution_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    grad_x, grad_weight, grad_bias = (
+        grad.new_empty(shape if needed else (0,)) for shape, needed in zip(shapes, needs, strict=True)
+    )
+    return grad_x, grad_weight, grad_bias
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, *ctx.arguments = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:3])
+    found = _map_convolution_backward(grad, *ctx.saved_tensors, *ctx.arguments, needs)
+    return *(one if needed else None for one, needed in zip(found, needs, strict=True)), None, None, None
+
+
+_map_convolution.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class CellConv2d(MapConv2d):
@@ -89,7 +202,7 @@ class CellConv2d(MapConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
-            return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+            return self._convolve(x)
         else:
             if not _is_half_training(x, self.weight):
                 return super().forward(x)

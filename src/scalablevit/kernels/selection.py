@@ -96,9 +96,10 @@ def use_native(choice: Choice) -> _Restoration:
     """Switches the native kernels for CPUs on or off, for the whole process.
 
     They are C++, compiled for the machine's own processor when they are first wanted, which takes some seconds, and
-    kept in the user's cache folder. They take float32 and bfloat16, windows and lists of up to 256 keys, without attention
-    dropout. What they do not take, and everything where no compiler is found, runs through PyTorch. Like the Triton
-    kernels they have first derivatives in reverse mode only.
+    kept in the user's cache folder. They take float32 and bfloat16: attention in windows and to lists of up to 256 keys,
+    without attention dropout, and what the feed-forward does beside its products. What they do not take, and everything
+    where no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse mode only,
+    like the Triton kernels.
 
         scalablevit.kernels.use_native(False)  # from here on
         with scalablevit.kernels.use_native(False):  # only inside
@@ -145,6 +146,13 @@ def lists_kernel(query: Tensor, key: Tensor, value: Tensor) -> Any:
     if takes_lists(query, key, value):
         return import_module("scalablevit.kernels.short_attention")
     return _native(key.shape[2], query, key, value)
+
+
+def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
+    """The module with kernels for what happens to each row of x alone, where products are of `dtype`; or None."""
+    if dtype != x.dtype or not x.is_contiguous() or _native(1, x) is None:
+        return None
+    return import_module("scalablevit.kernels.cpu.rows")
 
 
 def is_unrecorded(*tensors: Tensor) -> bool:

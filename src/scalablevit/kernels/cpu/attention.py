@@ -39,10 +39,10 @@ def attend_in_windows(
     query_key, value = _with_unit_stride(query_key), _with_unit_stride(value)
     out = torch.empty(value.shape, dtype=value.dtype)
     weight, bias = (None, None) if lim is None else (_taps(lim[0]), lim[1].float())
-    _call(
+    call(
         "attend_in_windows",
         value.dtype,
-        *_addresses(query_key, value, out, weight, bias),
+        *addresses(query_key, value, out, weight, bias),
         *_map_sizes(query_key, value, heads),
         _strides(query_key, value),
         *_window(value, window_size),
@@ -70,10 +70,10 @@ def attend_in_windows_backward(
     weight = bias = None
     if lim_weight is not None:  # the gradient of a convolution is one with its weight turned round
         weight, bias = _taps(lim_weight.flip(2, 3)), torch.zeros(value.shape[-1])
-    _call(
+    call(
         "differentiate_in_windows",
         value.dtype,
-        *_addresses(grad, query_key, value, grad_query_key, grad_value, weight, bias),
+        *addresses(grad, query_key, value, grad_query_key, grad_value, weight, bias),
         *_map_sizes(query_key, value, heads),
         _strides(grad, query_key, value),
         *_window(value, window_size),
@@ -96,10 +96,10 @@ def attend_to_few(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Te
     """
     query, key, value = (_with_unit_stride(x) for x in (query, key, value))
     out = _empty_with_heads_inside(query, value.shape[-1])
-    _call(
+    call(
         "attend_to_list",
         value.dtype,
-        *_addresses(query, key, value, out),
+        *addresses(query, key, value, out),
         *_list_sizes(query, value),
         _strides(query, key, value),
         ctypes.c_float(scale),
@@ -113,10 +113,10 @@ def attend_to_few_backward(
     """Gradients of `attend_to_few` with respect to its three tensors, from that of its result (b, n, q, d')."""
     tensors = [_with_unit_stride(x) for x in (grad, query, key, value)]
     gradients = [_empty_with_heads_inside(x, x.shape[-1]) for x in (query, key, value)]
-    _call(
+    call(
         "differentiate_list",
         value.dtype,
-        *_addresses(*tensors, *gradients),
+        *addresses(*tensors, *gradients),
         *_list_sizes(query, value),
         _strides(*tensors),
         ctypes.c_float(scale),
@@ -124,13 +124,15 @@ def attend_to_few_backward(
     return gradients[0], gradients[1], gradients[2]
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Calls a kernel for tensors of a type; the number of threads comes last."""
     kernels = library()
     assert kernels is not None
     getattr(kernels, f"{name}_{str(dtype).removeprefix('torch.')}")(*arguments, torch.get_num_threads())
 
 
-def _addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
+def addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
+    """Of tensors, which must live until the kernel returns; null for None."""
     return [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in tensors]
 
 

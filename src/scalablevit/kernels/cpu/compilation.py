@@ -1,7 +1,7 @@
 """Compiles the C++ kernels for this machine's processor, once, and loads them.
 
-The library lies in a folder of the user's (``scalablevit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``), under a name made from
-everything that it depends on. Nothing of PyTorch is compiled in, so that it serves any version.
+The library lies in a folder of the user's (``scalablevit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``), under a name made
+from everything that it depends on. Nothing of PyTorch is compiled in, so that it serves any version.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 // What the library offers, to Python's ctypes: each operation for float32 and bfloat16.
 
 #include "lists.h"
+#include "rows.h"
 #include "windows.h"
 
 using namespace scalablevit;
@@ -41,5 +42,24 @@ using namespace scalablevit;
                           {strides[6], strides[7], strides[8]}, {strides[9], strides[10], strides[11]}, scale, threads); \
   }
 
+#define ROWS(NAME, T)                                                                                                    \
+  extern "C" void normalise_##NAME(const void* x, const float* weight, const float* bias, void* out, int64_t rows,      \
+                                   int width, float eps, int threads) {                                                 \
+    normalise<T>((const T*)x, weight, bias, (T*)out, rows, width, eps, threads);                                        \
+  }                                                                                                                      \
+  extern "C" void add_bias_gelu_##NAME(void* x, const float* bias, int64_t rows, int width, int threads) {              \
+    add_bias_gelu<T>((T*)x, bias, rows, width, threads);                                                                \
+  }                                                                                                                      \
+  extern "C" void differentiate_gelu_##NAME(void* grad, void* x, const float* bias, int64_t rows, int width,            \
+                                            int threads) {                                                              \
+    differentiate_gelu<T>((T*)grad, (T*)x, bias, rows, width, threads);                                                 \
+  }                                                                                                                      \
+  extern "C" void add_bias_residual_##NAME(void* out, const float* bias, const void* residual, int64_t rows, int width, \
+                                           int threads) {                                                               \
+    add_bias_residual<T>((T*)out, bias, (const T*)residual, rows, width, threads);                                      \
+  }
+
 OPERATIONS(float32, float)
 OPERATIONS(bfloat16, BFloat16)
+ROWS(float32, float)
+ROWS(bfloat16, BFloat16)
