@@ -133,3 +133,35 @@ def test_the_seeds_initialisation_is_pytorchs():
     bound = fc1.in_features**-0.5
     assert fc1.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
     assert fc1.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
+def test_what_compiled_graphs_hold_for_a_convolution(groups):
+    torch.manual_seed(0)
+    conv = MapConv2d(4, 8, 3, stride=2, padding=1, groups=groups)
+    x = torch.randn(2, 6, 5, 4, requires_grad=True)
+    arguments = conv.weight, conv.bias, [2, 2], [1, 1], groups
+    torch.library.opcheck(torch.ops.scalablevit.map_convolution, (x, *arguments))
+    inputs = [x, conv.weight, conv.bias]
+    out, expected = torch.ops.scalablevit.map_convolution(x, *arguments), conv(x)
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(out, expected)
+    for one, other in zip(*(torch.autograd.grad(y, inputs, grad) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_compiled_graphs_take_autocast_and_other_convolutions_into_account():
+    seen = []
+
+    def backend(graph, _):
+        seen.append({str(node.target) for node in graph.graph.nodes})
+        return graph
+
+    x = torch.randn(1, 6, 5, 4)
+    for conv, is_operator in ((MapConv2d(4, 4, 3), True), (MapConv2d(4, 4, 3, dilation=2), False)):
+        for is_half in (False, True):
+            compiled = torch.compile(conv, backend=backend, fullgraph=True)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+                torch.testing.assert_close(compiled(x), conv(x), rtol=1e-2, atol=1e-2)
+            assert ("scalablevit.map_convolution" in seen[-1]) is is_operator

@@ -111,8 +111,8 @@ class MapConv2d(nn.Conv2d):
 
 
 # What compiled graphs hold instead of a convolution. Inductor would see that a convolution wants its input
-# channels-last, take the maps around it, (b, h, w, c), for (b, c, h, w) as well, and lay the residual stream out so that
-# all that reads it is slow: a forward pass of S took 15 % longer on a CPU than without a compiler, in bfloat16 19 %.
+# channels-last, take the maps around it, (b, h, w, c), for (b, c, h, w) as well, and lay the residual stream out so
+# that all that reads it is slow: on a CPU a forward pass of S took 15 % longer than without a compiler, in bfloat16 19.
 @torch.library.custom_op("scalablevit::map_convolution", mutates_args=())
 def _map_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int

@@ -96,10 +96,10 @@ def use_native(choice: Choice) -> _Restoration:
     """Switches the native kernels for CPUs on or off, for the whole process.
 
     They are C++, compiled for the machine's own processor when they are first wanted, which takes some seconds, and
-    kept in the user's cache folder. They take float32 and bfloat16: attention in windows and to lists of up to 256 keys,
-    without attention dropout, and what the feed-forward does beside its products. What they do not take, and everything
-    where no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse mode only,
-    like the Triton kernels.
+    kept in the user's cache folder. They take float32 and bfloat16: attention in windows and to lists of up to 256
+    keys, without attention dropout, and what the feed-forward does beside its products. What they do not take, and
+    everything where no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse
+    mode only, like the Triton kernels.
 
         scalablevit.kernels.use_native(False)  # from here on
         with scalablevit.kernels.use_native(False):  # only inside
@@ -219,8 +219,12 @@ def _native(keys: int, *tensors: Tensor) -> Any:
     return import_module("scalablevit.kernels.cpu.attention")
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks while it traces, and does not look inside
 def _has_library() -> bool:
     from scalablevit.kernels.cpu.compilation import library
 
     return library() is not None
+
+
+# torch.compile asks while it traces, and does not look inside. This is what torch.compiler.assume_constant_result does,
+# which would import all of the compiler.
+_has_library.__dict__["_dynamo_marked_constant"] = True
