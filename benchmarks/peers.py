@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["infer", "train"])
     parser.add_argument("--precisions", nargs="+", help="default: fp32 bf16, on a GPU bf16")
     parser.add_argument("--compile", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    parser.add_argument(
+        "--no-memory", action="store_true", help="leave memory out, which takes a process for each model"
+    )
     parser.add_argument("--contenders", nargs="+", default=[*OURS, *AT_LEAST_83, *BELOW_83])
     options = parser.parse_args()
     on_gpu = options.device.startswith("cuda")
@@ -67,7 +70,7 @@ def main() -> None:
             device=options.device,
             threads=options.threads,
             rounds=options.rounds,
-            memory=not compiled,
+            memory=not compiled and not options.no_memory,
         )
         show_benchmark(result)
         name = f"{mode}_{precision}_{'compiled' if compiled else 'eager'}"

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.kernels.selection import is_unrecorded, is_wanted, lists_kernel
+from scalablevit.kernels.recording import call_kernel
+from scalablevit.kernels.selection import is_wanted, lists_kernel
 
 
 def is_exporting() -> bool:
@@ -81,10 +82,19 @@ def attend(
                 return torch.ops.scalablevit.short_attention(query, key, value, scale)
             kernel = lists_kernel(query, key, value)
             if kernel is not None:
-                run = kernel.attend_to_few if is_unrecorded(query, key, value) else _operator
-                return run(query, key, value, scale)
+                return _attend_by(kernel, query, key, value, scale)
         body = _attend_unfused if _is_slow_to_train(query, key, value) else _attend_fused
         return body(query, key, value, scale, dropout, mask)
+
+
+def _attend_by(kernel: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return call_kernel(
+        (query, key, value),
+        forward=lambda *lists: kernel.attend_to_few(*lists, scale),
+        backward=lambda *lists: kernel.attend_to_few_backward(*lists, scale),
+        plain=lambda query, key, value: _attend_fused(query, key, value, scale, 0.0, None),
+        operator=lambda *lists: _operator(*lists, scale),
+    )
 
 
 def _attend_fused(

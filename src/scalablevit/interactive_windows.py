@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.kernels.selection import is_unrecorded, takes_lim, windows_kernel
+from scalablevit.kernels.recording import call_kernel
+from scalablevit.kernels.selection import takes_lim, windows_kernel
 from scalablevit.windows import _attend_in_windows
 
 
@@ -40,11 +41,19 @@ def interactive_window_attention(
         (b, h, w, n * d').
     """
     lim_weight, lim_bias = lim_weight.to(value.dtype), lim_bias.to(value.dtype)
-    if not torch.compiler.is_compiling() and is_unrecorded(query_key, value, lim_weight, lim_bias):
-        kernel = windows_kernel(query_key, value, heads, window_size)
-        return kernel.attend_in_windows(query_key, value, heads, window_size, scale, (lim_weight, lim_bias))
-    return torch.ops.scalablevit.interactive_window_attention(
-        query_key, value, lim_weight, lim_bias, heads, window_size, scale
+    tensors = query_key, value, lim_weight, lim_bias
+    arguments: Any = (heads, window_size, scale)
+    if torch.compiler.is_compiling():
+        return torch.ops.scalablevit.interactive_window_attention(*tensors, *arguments)
+    kernel = windows_kernel(query_key, value, heads, window_size)
+    return call_kernel(
+        tensors,
+        forward=lambda query_key, value, *lim: kernel.attend_in_windows(query_key, value, *arguments, lim),
+        backward=lambda grad, query_key, value, weight, bias: _gradients(
+            kernel, grad, query_key, value, weight, *arguments
+        ),
+        plain=lambda query_key, value, *lim: _attend_and_convolve(query_key, value, *lim, *arguments),
+        operator=lambda *tensors: _operator(*tensors, *arguments),
     )
 
 
@@ -85,8 +94,7 @@ def _backward_operator(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernel = windows_kernel(query_key, value, heads, window_size)
     if kernel is not None and takes_lim(lim_weight, lim_bias):
-        maps = kernel.attend_in_windows_backward(grad, query_key, value, heads, window_size, scale, lim_weight)
-        return *maps, *_lim_parameter_gradients(grad, value, lim_weight)
+        return _gradients(kernel, grad, query_key, value, lim_weight, heads, window_size, scale)
 
     def forward(query_key: Tensor, value: Tensor, lim_weight: Tensor, lim_bias: Tensor) -> Tensor:
         return _attend_and_convolve(query_key, value, lim_weight, lim_bias, heads, window_size, scale)
@@ -94,6 +102,20 @@ def _backward_operator(
     pullback = torch.func.vjp(forward, query_key, value, lim_weight, lim_bias)[1]
     grad_query_key, grad_value, grad_weight, grad_bias = (gradient.contiguous() for gradient in pullback(grad))
     return grad_query_key, grad_value, grad_weight, grad_bias
+
+
+def _gradients(
+    kernel: Any,
+    grad: Tensor,
+    query_key: Tensor,
+    value: Tensor,
+    lim_weight: Tensor,
+    heads: int,
+    window_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    maps = kernel.attend_in_windows_backward(grad, query_key, value, heads, window_size, scale, lim_weight)
+    return *maps, *_lim_parameter_gradients(grad, value, lim_weight)
 
 
 def _lim_parameter_gradients(grad: Tensor, value: Tensor, lim_weight: Tensor) -> tuple[Tensor, Tensor]:

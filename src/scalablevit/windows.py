@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.dot_product import attend, is_exporting, laid_out, merge_heads, split_heads
-from scalablevit.kernels.selection import is_unrecorded, windows_kernel
+from scalablevit.kernels.recording import call_kernel
+from scalablevit.kernels.selection import windows_kernel
 
 
 def window_attention(
@@ -51,9 +52,19 @@ def window_attention(
         elif dropout == 0.0:
             kernel = windows_kernel(query_key, value, heads, window_size)
             if kernel is not None:
-                run = kernel.attend_in_windows if is_unrecorded(query_key, value) else _operator
-                return run(query_key, value, heads, window_size, scale)
+                return _attend_by(kernel, query_key, value, heads, window_size, scale)
         return body(query_key, value, heads, window_size, scale, dropout)
+
+
+def _attend_by(kernel: Any, query_key: Tensor, value: Tensor, heads: int, window_size: int, scale: float) -> Tensor:
+    arguments: Any = (heads, window_size, scale)
+    return call_kernel(
+        (query_key, value),
+        forward=lambda *maps: kernel.attend_in_windows(*maps, *arguments),
+        backward=lambda *maps: kernel.attend_in_windows_backward(*maps, *arguments),
+        plain=lambda query_key, value: _attend_in_windows(query_key, value, heads, window_size, scale, 0.0),
+        operator=lambda *maps: _operator(*maps, *arguments),
+    )
 
 
 def partition(x: Tensor, window_height: int, window_width: int) -> Tensor:

@@ -155,15 +155,6 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
     return import_module("scalablevit.kernels.cpu.rows")
 
 
-def is_unrecorded(*tensors: Tensor) -> bool:
-    """Whether nobody looks at what is called: no autograd, no mode that counts or records. Then a kernel may be called
-    without the operator around it, which takes some 20 microseconds.
-    """
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return False
-    return not torch._C._len_torch_dispatch_stack()
-
-
 def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
     """Whether the Triton window attention kernels run on (b, h, w, 2 * n * d) and (b, h, w, n * d')."""
     if not (_choices["triton"] is True and _can_run(query_key, value)):

@@ -1,0 +1,62 @@
+"""How eager code calls a kernel: as it is, as one step of autograd, or through its operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def call_kernel(
+    tensors: Sequence[Tensor],
+    *,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., Sequence[Tensor]],
+    plain: Callable[..., Tensor],
+    operator: Callable[..., Tensor],
+) -> Tensor:
+    """What a kernel gives for `tensors`.
+
+    Args:
+        tensors: Its arguments that may need gradients.
+        forward: The kernel: the tensors to a result.
+        backward: The result's gradient and the tensors to theirs.
+        plain: The same as `forward` in operations that autograd records, for second derivatives.
+        operator: The same as an operator of PyTorch, for modes that count or record what is called. It takes some 20
+            microseconds, and PyTorch imports its compiler when one is first recorded, so that it is not always called.
+    """
+    if torch._C._len_torch_dispatch_stack():
+        return operator(*tensors)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        out: Tensor = _Recorded.apply(forward, backward, plain, *tensors)
+        return out
+    return forward(*tensors)
+
+
+class _Recorded(torch.autograd.Function):
+    """A step that keeps its inputs alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        forward: Callable[..., Tensor],
+        backward: Callable[..., Sequence[Tensor]],
+        plain: Callable[..., Tensor],
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.bodies = backward, plain
+        return forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward, plain = ctx.bodies
+        tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        if not torch.is_grad_enabled():
+            return None, None, None, *backward(grad, *tensors)
+        aliases = [x.view_as(x) for x in tensors]  # one tensor may be there twice
+        wanted = [x for x, needed in zip(aliases, needs, strict=True) if needed]
+        found = iter(torch.autograd.grad(plain(*aliases), wanted, grad, create_graph=True))
+        return None, None, None, *(next(found) if needed else None for needed in needs)
