@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 TIMM_MODELS ?= scalablevit_nano scalablevit_tiny scalablevit_small scalablevit
 
-.PHONY: help demo test test-slow test-lowest timm-suite check format benchmark clean
+.PHONY: help demo test test-slow test-faults test-lowest timm-suite check format benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ test: $(VENV)/.installed-dev ## the tests (about five minutes on two cores)
 
 test-slow: $(VENV)/.installed-dev ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/.installed-dev ## runs that are killed, starved and fed nonsense, as processes of their own
+	$(BIN)/python -m pytest -m slow tests/faults
 
 test-lowest: ## the tests with the lowest supported versions, in a virtual environment of their own
 	$(PYTHON) -m venv .venv-lowest

@@ -35,13 +35,15 @@ def make(folder, *names):
     return folder
 
 
-def write_images(folder, count, seed, mode="L"):
-    """`count` noisy images of 12x8 pixels in each of three class folders: bright above, bright below, dark."""
+def write_images(folder, count, seed, mode="L", side=None):
+    """`count` noisy images in each of three class folders: bright above, bright below, dark; 12x8 pixels, or square."""
     random = np.random.default_rng(seed)
-    for name, rows in (("above", slice(0, 6)), ("below", slice(6, 12)), ("dark", slice(0, 0))):
+    height, width = (side, side) if side else (12, 8)
+    half = height // 2
+    for name, rows in (("above", slice(0, half)), ("below", slice(half, height)), ("dark", slice(0, 0))):
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            pixels = random.integers(0, 80, (12, 8), dtype=np.uint8)
+            pixels = random.integers(0, 80, (height, width), dtype=np.uint8)
             pixels[rows] += 150
             Image.fromarray(pixels).convert(mode).save(folder / name / f"{index:03}.png")
 

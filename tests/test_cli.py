@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from scalablevit import __version__, extras
 from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.faults import TrainingFault
+from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.cli import VERBS, main
 from tests.conftest import CHOSEN, TINY, write_images
 
@@ -181,6 +183,39 @@ def test_a_mistake_found_by_a_worker_is_one_line_too(own_run, tmp_path, capsys):
     assert "000.png (is not an image" in message
 
 
+def test_a_run_is_resumed_by_its_folder_alone_and_refuses_what_would_make_it_another(own_run, data, capsys):
+    for arguments in (
+        ["--resume", str(own_run)],
+        ["--resume", "--out", str(own_run)],
+        ["--resume", "--out=" + str(own_run)],
+    ):
+        assert main(["train", *arguments]) == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        assert captured.out.startswith(f"{own_run}: val top-1")
+    message = refusal(capsys, "train", "--resume", own_run, "--epochs", "9", "--seed=0", "--workers", "1")
+    assert "epochs is 9, but the run in" in message
+    assert "seed is 0, but the run in" in message  # although 0 is what it usually is
+    assert "workers is" not in message
+    assert "but for accelerator, workers, memory_mb" in message
+    assert "--out other: leave --out out" in refusal(capsys, "train", "--resume", own_run, "--out", "other")
+    assert "name the run folder" in refusal(capsys, "train", "--resume")
+    assert "nowhere is not a run folder" in refusal(capsys, "train", "--resume", "nowhere")
+    assert "non_finite is 'skp'; it must be one of stop, skip (did you mean skip?)" in refusal(
+        capsys, "train", data, "--out", own_run, "--non-finite", "skp"
+    )
+
+
+@pytest.mark.parametrize(("error", "code"), [(StoppedBySignal("stopped by SIGTERM"), 75), (TrainingFault("x"), 3)])
+def test_ends_that_are_nobodys_mistake_have_codes_of_their_own(own_run, capsys, monkeypatch, error, code):
+    def end(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("scalablevit.classification.training.train", end)
+    assert main(["train", "--resume", str(own_run)]) == code
+    assert capsys.readouterr().err == f"scalablevit: {'error: ' if code == 3 else ''}{error}\n"
+
+
 def interrupt(*arguments, **options):
     raise KeyboardInterrupt
 
@@ -189,7 +224,7 @@ def interrupt(*arguments, **options):
 def test_how_to_go_on_is_told_of_the_new_run_alone(own_run, data, capsys, monkeypatch, place, is_new):
     monkeypatch.setattr(f"scalablevit.classification.training.{place}", interrupt)
     assert main(["train", str(data), "--out", str(own_run), "--overwrite", *OPTIONS]) == 130
-    hint = [f"To go on: scalablevit train --resume --out {own_run}"] if is_new else []
+    hint = [f"To go on: scalablevit train --resume {own_run}"] if is_new else []
     assert capsys.readouterr().err.splitlines() == [*hint, "scalablevit: interrupted"]
 
 

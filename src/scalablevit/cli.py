@@ -20,7 +20,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from scalablevit import __version__
 from scalablevit.classification.augmentation import RandomCrop
-from scalablevit.classification.configuration import Optimizer, Precision, TrainConfig
+from scalablevit.classification.configuration import MAY_CHANGE, NonFinite, Optimizer, Precision, TrainConfig
+from scalablevit.classification.faults import TrainingFault
+from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
 from scalablevit.suggestions import nearest_name
 
@@ -36,6 +38,12 @@ LISTS = {
     "window_size": "For weights of vit-pytorch: the size of the windows, one or one per stage. Default: no windows.",
 }
 SHORT = {"--lr": "--learning_rate", "--wd": "--weight_decay", "--bs": "--batch_size", "--batch": "--batch_size"}
+FAILED = 3
+STOPPED = 75  # "temporary failure, try again" in sysexits.h
+RESUME_HELP = (
+    "Go on with the run in that folder from the last state that it saved; give no data, and no options but"
+    f" {', '.join(MAY_CHANGE)}."
+)
 RUN_HELP = "A run folder, or a folder by save_model."
 
 
@@ -55,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: those of the process.
 
     Returns:
-        The exit code: 0; 1 if some of the images could not be used; 2 after a mistake of the user's; 130 after Ctrl-C.
+        The exit code: 0; 1 if some of the images could not be used; 2 after a mistake of the user's; 3 if the machine
+        or the numbers failed a training run; 75 if a signal ended one and it has saved its state; 130 after Ctrl-C.
     """
     given = [with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     parser = build_parser()
@@ -64,13 +73,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         arguments = parser.parse_args(given)
+        arguments[arguments.verb].flags = {argument[2:].partition("=")[0] for argument in given}
         return VERBS[arguments.verb].run(arguments[arguments.verb]) or 0
+    except StoppedBySignal as stopped:
+        print(f"scalablevit: {stopped}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt as interrupt:
         print(*getattr(interrupt, "__notes__", ()), "scalablevit: interrupted", sep="\n", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except TrainingFault as fault:
+        print(f"scalablevit: error: {one_line(fault)}", file=sys.stderr)
+        return FAILED
     except (argparse.ArgumentError, ValueError, OSError, MissingExtraError) as error:
         message = one_line(error)
         if isinstance(error, argparse.ArgumentError):
@@ -129,7 +145,9 @@ def plain(message: str) -> str:
     name, value = wrong.groups("")
     kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
     kind = "whole numbers" if name in LISTS else "a whole number" if "int" in kinds.get(name, "int") else "a number"
-    allowed = {"optimizer": Optimizer, "precision": Precision, "random_crop": RandomCrop}.get(name)
+    allowed = {"optimizer": Optimizer, "precision": Precision, "random_crop": RandomCrop, "non_finite": NonFinite}.get(
+        name
+    )
     if allowed is not None:
         kind = f"one of {', '.join(get_args(allowed))}{nearest_name(value, get_args(allowed))}"
     return f"{name} is {value!r}; it must be {kind}" if value else f"{name} must be {kind}"
@@ -163,9 +181,9 @@ def build_parser() -> ArgumentParser:
 def _add_train_arguments(parser: ArgumentParser) -> None:
     # SUPPRESS, so that what is not given does not take the place of what the configuration file says.
     parser.add_argument("data", nargs="?", default=argparse.SUPPRESS, help=DATA_HELP)
-    parser.add_argument("--out", required=True, help="The run folder to make.")
+    parser.add_argument("--out", help="The run folder to make.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run folder there.")
-    parser.add_argument("--resume", action="store_true", help="Go on with the run there; give no data and no options.")
+    parser.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER", help=RESUME_HELP)
     parser.add_argument("--dry_run", action="store_true", help="Say what would be trained on what, and stop.")
     parser.add_argument("--config", action="config", help="A YAML file with options, for example a run's config.yaml.")
     parser.add_class_arguments(TrainConfig, nested_key=None, skip=set(LISTS))
@@ -177,17 +195,18 @@ def _train(arguments: Namespace) -> None:
     from scalablevit.extras import require_extra
 
     require_extra("train", "pytorch_lightning", "torchmetrics", "matplotlib")
-    data = arguments.get("data")
+    data, is_resumed = arguments.get("data"), arguments.resume is not None
     usual = TrainConfig()
     options = {
         field.name: arguments[field.name]
         for field in fields(TrainConfig)
-        if arguments[field.name] != getattr(usual, field.name)
+        if arguments[field.name] != getattr(usual, field.name) or (is_resumed and field.name in arguments.flags)
     }
-    if data is None and not arguments.resume:
+    out = _resumed_folder(arguments) if is_resumed else arguments.out
+    if out is None:
+        raise ValueError("out is not given: name the run folder to make with --out")
+    if data is None and not is_resumed:
         raise ValueError(f"data is not given: name it after 'train'. {DATA_HELP}")
-    if arguments.resume and (arguments.dry_run or arguments.overwrite):
-        raise ValueError("--resume goes on with what is there: leave --dry-run and --overwrite out")
     if arguments.dry_run:
         _plan(arguments, options)
         return
@@ -197,9 +216,9 @@ def _train(arguments: Namespace) -> None:
 
     result = train(
         data,
-        arguments.out,
+        out,
         overwrite=arguments.overwrite,
-        resume=arguments.resume,
+        resume=is_resumed,
         callbacks=[ProgressDisplay()],
         **options,
     )
@@ -210,6 +229,15 @@ def _train(arguments: Namespace) -> None:
     skipped = {**RunFolder(result.run).read_skipped(), **result.scores.skipped}
     if skipped:
         print(f"{len(skipped)} images could not be read and were skipped; the report lists them")
+
+
+def _resumed_folder(arguments: Namespace) -> str | None:
+    """The folder that ``--resume`` names, or ``--out`` beside it."""
+    if arguments.dry_run or arguments.overwrite:
+        raise ValueError("--resume goes on with what is there: leave --dry-run and --overwrite out")
+    if arguments.resume and arguments.out not in (None, arguments.resume):
+        raise ValueError(f"--resume names the run {arguments.resume}, and --out {arguments.out}: leave --out out")
+    return arguments.resume or arguments.out
 
 
 def _plan(arguments: Namespace, options: dict[str, Any]) -> None:

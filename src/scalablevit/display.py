@@ -24,7 +24,7 @@ def show_plan(plan: Plan) -> None:
     config, images = plan.config, sum(plan.training.values())
     _print(
         f"{images} labels to train on, {sum(plan.validation.values())} to validate with; {config.epochs} epochs of"
-        f" {plan.steps // (config.epochs or 1)} steps of {config.batch_size} images",
+        f" {plan.steps // (config.epochs or 1)} steps of {(config.batch_size or 1) * config.accumulate} images",
         f"{plan.parameters / 1e6:.2f} M parameters, {plan.macs / 1e9:.3f} GMACs per image; about {plan.memory_mb:.0f}"
         " MB of memory for a step, in float32",
     )

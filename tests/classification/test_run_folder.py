@@ -1,7 +1,7 @@
 """What a run folder holds, and what is never removed."""
 
-import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +18,8 @@ def finished(path):
 def test_an_earlier_run_is_kept_unless_told_otherwise(tmp_path):
     folder = finished(tmp_path / "run")
     with pytest.raises(
-        ValueError, match="holds an earlier run: give another --out, --overwrite to replace it, or --resume"
+        ValueError,
+        match="holds an earlier run: give another --out, --overwrite to replace it, or go on with it: --resume",
     ):
         RunFolder.create(tmp_path / "run", overwrite=False)
     assert folder.config_file.exists()
@@ -120,7 +121,7 @@ def test_metrics_survive_their_file(tmp_path):
     assert folder.read_metrics() == rows
 
 
-def test_rows_without_a_checkpoint_go_and_a_crash_meanwhile_loses_none(tmp_path, monkeypatch):
+def test_rows_are_written_whole_and_a_crash_meanwhile_loses_none(tmp_path, monkeypatch):
     folder, rows = finished(tmp_path / "run"), metrics(3)
     for row in rows:
         folder.append_metrics(row)
@@ -129,14 +130,17 @@ def test_rows_without_a_checkpoint_go_and_a_crash_meanwhile_loses_none(tmp_path,
         raise OSError("a crash")
 
     with monkeypatch.context() as patched:
-        patched.setattr(csv.DictWriter, "writerow", crash)
+        patched.setattr(Path, "replace", crash)
         with pytest.raises(OSError, match="a crash"):
-            folder.keep_metrics(1)
-        assert folder.keep_metrics(3) == folder.read_metrics() == rows  # where nothing goes, nothing is written
-    for kept in (2, 0):
-        assert folder.keep_metrics(kept) == folder.read_metrics() == rows[:kept]
-        folder.append_metrics(rows[kept])
-        assert folder.read_metrics() == rows[: kept + 1]
+            folder.write_metrics(rows[:1])
+    assert folder.read_metrics() == rows
+    assert not list(folder.path.glob(".*"))
+    folder.write_metrics(rows[:2])
+    assert folder.read_metrics() == rows[:2]
+    folder.append_metrics(rows[2])
+    assert folder.read_metrics() == rows
+    folder.write_metrics(())
+    assert not folder.metrics_file.exists()
 
 
 def test_the_best_epoch_has_the_highest_score_and_of_equals_the_lowest_loss():

@@ -12,6 +12,21 @@ from scalablevit.variants import VARIANTS
 
 Optimizer = Literal["muon", "adamw"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+NonFinite = Literal["stop", "skip"]
+
+# Options that a run may be resumed with other values of: its weights are the same whatever they are, but for rounding
+# on another accelerator, and for steps that would have ended it.
+MAY_CHANGE = (
+    "accelerator",
+    "workers",
+    "memory_mb",
+    "max_unreadable",
+    "grad_checkpointing",
+    "checkpoint_every_steps",
+    "checkpoint_every_minutes",
+    "non_finite",
+    "max_non_finite",
+)
 
 LEARNING_RATES: dict[str, float] = {"muon": 5e-3, "adamw": 1e-3}
 
@@ -32,7 +47,8 @@ class TrainConfig:
         channels: 1 for grey, 3 for colour. Default: what the images have.
         val_fraction: Of each class, where the data do not tell validation images apart.
         epochs: How often the model sees each image. Default: by the number of images.
-        batch_size: Images per step. Default: 64, less for few images.
+        batch_size: Images per step, or, with `accumulate`, per part of a step. Default: 64, less for few images.
+        accumulate: Batches whose gradients are added up for a step; more of them, and smaller, need less memory.
         optimizer: "muon" learns faster; "adamw" is what the paper's authors used.
         learning_rate: The highest of the run; it is reached after the warm-up, and falls along a cosine from then on.
             Default: 0.005 for Muon, 0.001 for AdamW; a fifth of that from weights.
@@ -59,6 +75,11 @@ class TrainConfig:
             one per processor core, up to 8.
         memory_mb: Images that take up to so many megabytes when decoded are kept in memory.
         max_unreadable: The fraction of the images that may be unreadable. They are skipped, and listed in the report.
+        grad_checkpointing: Whether activations are computed again on the way back instead of kept: less memory, longer.
+        checkpoint_every_steps: After so many steps the state is saved, as it is after each epoch; 0 for no such limit.
+        checkpoint_every_minutes: After so many minutes it is saved; 0 for no such limit.
+        non_finite: Where the loss or a gradient is no finite number, "stop" ends the run, "skip" leaves the step out.
+        max_non_finite: So many steps of a run may be left out.
 
     Raises:
         ValueError: If an option has no sense.
@@ -73,6 +94,7 @@ class TrainConfig:
     val_fraction: float = 0.2
     epochs: int | None = None
     batch_size: int | None = None
+    accumulate: int = 1
     optimizer: Optimizer = "muon"
     learning_rate: float | None = None
     final_learning_rate: float = 0.01
@@ -95,6 +117,11 @@ class TrainConfig:
     workers: int | None = None
     memory_mb: int = 1024
     max_unreadable: float = 0.01
+    grad_checkpointing: bool = False
+    checkpoint_every_steps: int = 0
+    checkpoint_every_minutes: float = 10.0
+    non_finite: NonFinite = "stop"
+    max_non_finite: int = 10
 
     def __post_init__(self) -> None:
         # YAML and the command line have lists, and a number where one is enough.
@@ -104,6 +131,8 @@ class TrainConfig:
         object.__setattr__(self, "window_size", windows)
         check_choice("optimizer", self.optimizer, get_args(Optimizer))
         check_choice("precision", self.precision, get_args(Precision))
+        check_choice("non_finite", self.non_finite, get_args(NonFinite))
+        check_choice("grad_checkpointing", self.grad_checkpointing, (False, True))
         if self.model is not None:
             check_choice("model", self.model, tuple(VARIANTS))
         if self.random_crop is not None:
@@ -111,13 +140,14 @@ class TrainConfig:
         for name, minimum in (("epochs", 1), ("batch_size", 1), ("padding", 0), ("workers", 0)):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), minimum=minimum)
-        for name in ("seed", "memory_mb"):
+        check_count("accumulate", self.accumulate)
+        for name in ("seed", "memory_mb", "checkpoint_every_steps", "max_non_finite"):
             check_count(name, getattr(self, name), minimum=0)
         for name in ("label_smoothing", "drop_path", "ema"):
             check_probability(name, getattr(self, name))
         for name in ("flip", "erasing", "final_learning_rate", "max_unreadable"):
             check_range(name, getattr(self, name), 0, 1)
-        for name in ("weight_decay", "clip", "mixup", "cutmix"):
+        for name in ("weight_decay", "clip", "mixup", "cutmix", "checkpoint_every_minutes"):
             check_range(name, getattr(self, name), 0)
         if self.learning_rate is not None:
             check_range("learning_rate", self.learning_rate, 0, above=True)

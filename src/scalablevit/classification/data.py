@@ -178,14 +178,25 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.count = count
         self.seed = seed
         self.epoch = 0
+        self._start = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
+    def start_at(self, epoch: int, position: int) -> None:
+        """Begins with that epoch, of which so many indices have been given already."""
+        self.epoch = epoch
+        self._start = (epoch, position)
+
+    def order(self, epoch: int) -> list[int]:
+        """All indices, in the order of an epoch."""
+        return generator(Purpose.ORDER, self.seed, epoch).permutation(self.count).tolist()
+
     def __len__(self) -> int:
-        return self.count
+        return self.count  # Lightning counts the batches of a whole epoch, also where it goes on within one
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = generator(Purpose.ORDER, self.seed, self.epoch).permutation(self.count)
-        return ((self.epoch, int(index)) for index in order)
+        epoch = self.epoch
+        first = self._start[1] if self._start[0] == epoch else 0
+        return ((epoch, index) for index in self.order(epoch)[first:])

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
+from scalablevit.classification.checkpoint_files import read_checkpoint
+from scalablevit.classification.checkpoints import Checkpoints, CheckpointStorage, find_saved_state, restore_best
 from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.non_finite import NonFiniteGuard
 from scalablevit.classification.progress import MetricsRecorder
-from scalablevit.classification.run_folder import EpochMetrics, RunFolder, best_row
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+from scalablevit.classification.stopping import StopSignals
 from scalablevit.classification.task import ClassificationTask
 
-# The exit code of a process that was told to end: 128 and the signal's number.
-TERMINATED = 128 + signal.SIGTERM
-
 # Advice that does not fit, as regular expressions of how it starts: images in memory want no workers, a small set has
-# fewer steps than Lightning's interval of logging, which is not used, and a deprecation in Lightning's own code.
+# fewer steps than Lightning's interval of logging, which is not used, the order of images goes on where it was without
+# Lightning's help, and a deprecation in Lightning's own code.
 _UNFIT_ADVICE = (
     r"The '\w+_dataloader' does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
+    "You're resuming from a checkpoint that ended before the epoch ended",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
@@ -39,10 +39,11 @@ def fit(
     validation: DataLoader[Any],
     config: TrainConfig,
     folder: RunFolder,
+    stop: StopSignals,
     callbacks: Sequence[Any] = (),
     *,
     resume: bool = False,
-) -> list[EpochMetrics]:
+) -> tuple[list[EpochMetrics], int]:
     """Trains, and leaves the weights of the best epoch in the task.
 
     Args:
@@ -51,25 +52,36 @@ def fit(
         validation: Batches to choose the best epoch by.
         config: The options of the run.
         folder: Where checkpoints and metrics go.
+        stop: The signals that end the run.
         callbacks: More of Lightning's callbacks, for example a display of progress.
-        resume: Whether to go on after the last epoch that the folder has a checkpoint of.
+        resume: Whether to go on from the newest state that the folder has a whole checkpoint of.
 
     Returns:
-        The metrics of all epochs.
+        The metrics of all epochs, and the best epoch, from 1.
 
     Raises:
-        ValueError: If the machine has no such accelerator, or not with such a precision.
+        ValueError: If the machine has no such accelerator, or not with such a precision, or no checkpoint is whole.
+        TrainingFault: If the loss or a gradient is no finite number.
+        StoppedBySignal: If a signal asked the run to end. It can be resumed.
         KeyboardInterrupt: If the run was interrupted. It can be resumed.
     """
-    last = folder.last_checkpoint if resume and folder.last_checkpoint.is_file() else None
-    recorder = MetricsRecorder(folder, folder.keep_metrics(int(read_checkpoint(last)["epoch"]) + 1 if last else 0))
-    checkpoints = Checkpoints(folder, recorder)
-    with quiet_lightning():
-        trainer = make_trainer(config, [recorder, checkpoints, *callbacks])
+    recorder = MetricsRecorder(folder)
+    checkpoints = Checkpoints(folder, recorder, config, stop)
+    state = find_saved_state(folder) if resume else None
+    if state is not None:
+        checkpoints.first_candidate = restore_best(folder, state)
+        sampler: Any = training.sampler
+        sampler.start_at(state.epoch, state.batches * (training.batch_size or 1))
+        task.notes = (*task.notes, str(state))
+    else:
+        folder.write_metrics(())
+    with quiet_lightning(), stop.deferred():
+        trainer = make_trainer(config, [recorder, NonFiniteGuard(folder), checkpoints, *callbacks])
         with interrupts_as_exceptions(trainer):
-            trainer.fit(task, training, validation, ckpt_path=last)
-    task.load_state_dict(read_checkpoint(folder.best_checkpoint)["state_dict"])
-    return recorder.rows
+            trainer.fit(task, training, validation, ckpt_path=None if state is None else state.file)
+    best = read_checkpoint(folder.best_checkpoint)
+    task.load_state_dict(best["state_dict"])
+    return recorder.rows, int(best["epoch"]) + 1
 
 
 def make_trainer(config: TrainConfig, callbacks: Sequence[Any]) -> Any:
@@ -81,6 +93,8 @@ def make_trainer(config: TrainConfig, callbacks: Sequence[Any]) -> Any:
             precision=config.precision,
             max_epochs=config.epochs,
             gradient_clip_val=config.clip or None,
+            accumulate_grad_batches=config.accumulate,
+            plugins=[CheckpointStorage()],
             callbacks=list(callbacks),
             enable_checkpointing=False,
             logger=False,
@@ -93,46 +107,12 @@ def make_trainer(config: TrainConfig, callbacks: Sequence[Any]) -> Any:
         raise ValueError(f"accelerator {config.accelerator!r} cannot be used here: {error}") from error
 
 
-class Checkpoints(pl.Callback):
-    """Keeps the last epoch, and the best one, in files whose names do not change.
-
-    Lightning's own callback keeps the best score in the checkpoint, together with the place of the folder, and forgets
-    it where that has moved. Here the rows of metrics say which epoch was best.
-    """
-
-    def __init__(self, folder: RunFolder, recorder: MetricsRecorder) -> None:
-        self.folder = folder
-        self.recorder = recorder
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Writes the checkpoints, after the row of metrics that they belong to."""
-        if best_row(self.recorder.rows) is self.recorder.rows[-1]:
-            trainer.save_checkpoint(self.folder.best_checkpoint)
-        trainer.save_checkpoint(self.folder.last_checkpoint)
-
-
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """What a checkpoint holds.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    try:
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"{file} is damaged ({str(error).splitlines()[0]}): start the run again with --overwrite"
-        ) from error
-
-
 @contextmanager
 def interrupts_as_exceptions(trainer: Any) -> Iterator[None]:
     """Signals that end a run come out as Python has them, where Lightning ends the process with a code of its own."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SIGTERMException:
-        raise SystemExit(TERMINATED) from None
     except SystemExit:
         if not trainer.interrupted:
             raise

@@ -208,4 +208,5 @@ def count_steps(images: int, config: TrainConfig) -> int:
     """Steps of the whole run."""
     assert config.batch_size is not None
     assert config.epochs is not None
-    return config.epochs * max(images // config.batch_size, 1)
+    batches = max(images // config.batch_size, 1)
+    return config.epochs * -(-batches // config.accumulate)

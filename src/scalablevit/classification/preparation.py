@@ -26,6 +26,7 @@ from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.initial_weights import InitialWeights, build_from, load_into, read_initial_weights
 from scalablevit.classification.planning import Choice, Plan, count_steps, decide, estimate_memory_mb, survey
 from scalablevit.classification.sources import TrainingData, find_training_data, locate
+from scalablevit.classification.stopping import shield_worker
 from scalablevit.preprocessing import Preprocessing, measure_preprocessing
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.variants import VARIANTS
@@ -67,6 +68,7 @@ class Prepared:
             model = build_from(self.initial, classes, config.channels, drop_path=config.drop_path)
         if self.initial is not None:
             self.notes += load_into(model, self.initial, classes)
+        model.set_grad_checkpointing(config.grad_checkpointing)
         return model
 
     @cached_property
@@ -84,6 +86,7 @@ class Prepared:
             "num_workers": config.workers,
             "persistent_workers": config.workers > 0,
             "collate_fn": collate,
+            "worker_init_fn": shield_worker,
         }
         train_loader = DataLoader(
             TrainingSet(train_images, data.training, self._augmentation(), seed=config.seed),

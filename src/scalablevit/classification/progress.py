@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,27 +26,44 @@ class MetricsRecorder(pl.Callback):
 
     Args:
         folder: Where the row goes.
-        rows: Those of epochs before, where a run is continued.
 
     Attributes:
         rows: The rows so far.
     """
 
-    def __init__(self, folder: RunFolder, rows: Sequence[EpochMetrics] = ()) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.rows = list(rows)
+        self.rows: list[EpochMetrics] = []
         self._losses: list[torch.Tensor] = []
         self._images = 0
         self._started = self._trained = self._learning_rate = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the rows, and what the next one will be made of."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
+            "images": self._images,
+            "seconds": self._trained or time.perf_counter() - self._started,
+            "learning_rate": self._learning_rate,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with that."""
+        self.rows = rows_of(state_dict)
+        self._losses = list(state_dict["losses"])
+        self._images, self._learning_rate = state_dict["images"], state_dict["learning_rate"]
+        self._started, self._trained = time.perf_counter() - state_dict["seconds"], 0.0
+        self.folder.write_metrics(self.rows)
+
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begins to measure."""
-        self._losses, self._images, self._started = [], 0, time.perf_counter()
+        self._losses, self._images, self._started, self._trained = [], 0, time.perf_counter(), 0.0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Notes the loss; reading its value would make an accelerator wait."""
-        if outputs:  # nothing, where no image of the batch could be read
-            self._losses.append(outputs["loss"].detach())
+        if pl_module.loss is not None:  # as it is where no image of the batch could be read
+            self._losses.append(pl_module.loss)
         self._images += len(batch.targets)
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
@@ -54,20 +72,11 @@ class MetricsRecorder(pl.Callback):
         self._trained = time.perf_counter() - self._started
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Writes the row.
-
-        Raises:
-            ValueError: If the loss is not a number any more.
-        """
-        loss = float(torch.stack(self._losses).mean()) if self._losses else math.nan
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the training loss is {loss} after epoch {trainer.current_epoch + 1}: train again with a lower"
-                " learning_rate, or with precision 32-true"
-            )
+        """Writes the row."""
+        losses = torch.stack(self._losses).cpu() if self._losses else torch.empty(0)
         row = EpochMetrics(
             epoch=trainer.current_epoch + 1,
-            train_loss=loss,
+            train_loss=float(losses[losses.isfinite()].mean()),  # without those of steps that were left out
             val_loss=float(trainer.callback_metrics["val_loss"]),
             val_score=float(trainer.callback_metrics["val_score"]),
             learning_rate=self._learning_rate,
@@ -75,8 +84,14 @@ class MetricsRecorder(pl.Callback):
             images_per_second=self._images / self._trained,
         )
         self.rows.append(row)
+        self._losses = []
         self.folder.append_metrics(row)
         logger.info(describe(row, score=score_name(pl_module)))
+
+
+def rows_of(state: Mapping[str, Any]) -> list[EpochMetrics]:
+    """The rows in what a checkpoint keeps of a `MetricsRecorder`."""
+    return [EpochMetrics(**row) for row in state["rows"]]
 
 
 class ProgressDisplay(pl.Callback):
@@ -95,13 +110,14 @@ class ProgressDisplay(pl.Callback):
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
         self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self.console, transient=True)
         self._started = self._epoch_started = self._last_line = 0.0
-        self._steps = self._first_step = 0
+        self._steps = self._first_step = self._first_batch = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Says what is trained, and puts up the bar."""
         for line in (*pl_module.notes, describe_task(pl_module, len(trainer.train_dataloader.dataset))):
             self._print(line)
-        self._started = self._last_line = time.perf_counter()
+        self._started = self._epoch_started = self._last_line = time.perf_counter()
+        self._first_batch = trainer.fit_loop.batch_idx + 1  # not 0, where the run goes on within an epoch
         self._steps, self._first_step = int(trainer.estimated_stepping_batches), trainer.global_step
         if self.console.is_terminal:
             self._bar.add_task("starting", total=self._steps, facts="")
@@ -109,7 +125,7 @@ class ProgressDisplay(pl.Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begins to measure the speed."""
-        self._epoch_started = time.perf_counter()
+        self._epoch_started, self._first_batch = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Moves the bar, or writes a line if there was none for long."""
@@ -147,9 +163,9 @@ class ProgressDisplay(pl.Callback):
             self._bar.stop()
 
     def _facts(self, trainer: Any, outputs: Any, batch: Any, batch_index: int, now: float) -> str:
-        speed = (batch_index + 1) * len(batch.targets) / (now - self._epoch_started)
+        speed = (batch_index + 1 - self._first_batch) * len(batch.targets) / (now - self._epoch_started)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        loss = float(outputs["loss"]) if outputs else math.nan
+        loss = math.nan if trainer.lightning_module.loss is None else float(trainer.lightning_module.loss)
         return f"loss {loss:.3f}  lr {rate:.1e}  {speed:.0f} images/s  {self._time_left(trainer)}"
 
     def _time_left(self, trainer: Any) -> str:

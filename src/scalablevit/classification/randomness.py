@@ -16,7 +16,7 @@ class Purpose(IntEnum):
 
     ORDER = 1  # of the images, at (epoch,)
     AUGMENTATION = 2  # of one image, at (epoch, index)
-    STEP = 3  # drop-path, dropout, and the mixing of images, at (step,)
+    STEP = 3  # drop-path, dropout, and the mixing of images, at (number of the batch in the run,)
     SPLIT = 4  # which images are kept for validation
 
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -79,13 +80,23 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Lightning's checkpoints of the best and of the last epoch."""
+        """Lightning's checkpoints of the last two states, and of the best epoch."""
         return self.path / "checkpoints"
 
     @property
     def last_checkpoint(self) -> Path:
-        """Of the last complete epoch; what a run is resumed from."""
+        """The last state that was saved; what a run is resumed from."""
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The one before it, for where that is damaged."""
+        return self.checkpoints / "previous.ckpt"
+
+    @property
+    def non_finite(self) -> Path:
+        """Steps whose loss or gradients were no finite numbers."""
+        return self.path / "non_finite"
 
     @property
     def split_file(self) -> Path:
@@ -99,7 +110,7 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """Of the epoch with the highest score."""
+        """The weights of the epoch with the highest score."""
         return self.checkpoints / "best.ckpt"
 
     @property
@@ -177,7 +188,8 @@ class RunFolder:
             )
         if not overwrite:
             raise ValueError(
-                f"{self.path} holds an earlier run: give another --out, --overwrite to replace it, or --resume to go on"
+                f"{self.path} holds an earlier run: give another --out, --overwrite to replace it, or go on with it:"
+                f" --resume {self.path}"
             )
         if self.replaced.exists() and not self.has_replaced:
             raise ValueError(f"{self.replaced} is in the way, where the earlier run would be set aside: move it")
@@ -193,7 +205,7 @@ class RunFolder:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.yaml, which the command line takes with ``--config``."""
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        self.config_file.write_text(text, encoding="utf-8")
+        write_whole(self.config_file, text)
 
     def write_versions(self, seed: int) -> None:
         """Writes versions.json, from what is installed."""
@@ -211,17 +223,14 @@ class RunFolder:
         with self.metrics_file.open("a", newline="", encoding="utf-8") as file:
             _write_rows(file, [row], header=is_new)
 
-    def keep_metrics(self, epochs: int) -> list[EpochMetrics]:
-        """The rows of the first epochs. Later ones, of an epoch that has no checkpoint, are removed."""
-        rows = self.read_metrics() if self.metrics_file.exists() else []
-        kept = [row for row in rows if row.epoch <= epochs]
-        if len(kept) < len(rows):
-            # Written beside, and put in its place whole, so that a crash loses none of the rows.
-            temporary = self.metrics_file.with_name(f".{self.metrics_file.name}.partial")
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                _write_rows(file, kept, header=True)
-            temporary.replace(self.metrics_file)
-        return kept
+    def write_metrics(self, rows: Sequence[EpochMetrics]) -> None:
+        """Makes metrics.csv of these rows alone; no file if there are none."""
+        if not rows:
+            self.metrics_file.unlink(missing_ok=True)
+            return
+        text = StringIO()
+        _write_rows(text, rows, header=True)
+        write_whole(self.metrics_file, text.getvalue())
 
     def read_metrics(self) -> list[EpochMetrics]:
         """The rows of metrics.csv."""
@@ -308,11 +317,19 @@ def _write_rows(file: TextIO, rows: Iterable[EpochMetrics], *, header: bool) -> 
         writer.writerow({name: format_number(value) for name, value in asdict(row).items()})
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """The same with JSON."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
     # Rows of numbers on one line. The line break tells them from strings, which hold none.
     text = re.sub(r"\[\n[\s\d,]*\]", lambda match: " ".join(match[0].split()), text)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text + "\n")

@@ -58,6 +58,7 @@ class ClassificationTask(pl.LightningModule):
         self.unreadable = unreadable
         self.multi_label = multi_label
         self.notes = tuple(notes)
+        self.loss: Tensor | None = None  # of the batch in progress
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
 
     @property
@@ -67,20 +68,27 @@ class ClassificationTask(pl.LightningModule):
         assert isinstance(model, ScalableViT)
         return model
 
+    def position(self, batch_index: int) -> int:
+        """How many batches were before, in all epochs."""
+        return self.current_epoch * int(self.trainer.num_training_batches) + batch_index
+
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        """Makes what the step draws at random (drop-path, dropout) depend on the step alone."""
-        torch.manual_seed(torch_seed(Purpose.STEP, self.config.seed, self.global_step))
+        """Makes what is drawn at random for the batch (drop-path, dropout) depend on its position alone."""
+        torch.manual_seed(torch_seed(Purpose.STEP, self.config.seed, self.position(batch_index)))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
         """The loss of a batch; None if none of its images could be read."""
         self.unreadable.add(batch.unreadable)
+        self.loss = None
         if not len(batch.targets):
             return None
         images = self.preprocessing.normalise(batch.pixels)
         targets = self._smooth(batch.targets)
-        random = generator(Purpose.STEP, self.config.seed, self.global_step)
+        random = generator(Purpose.STEP, self.config.seed, self.position(batch_index))
         images, targets = mix(images, targets, mixup=self.config.mixup, cutmix=self.config.cutmix, random=random)
-        return self._loss(self.model(images), targets)
+        loss = self._loss(self.model(images), targets)
+        self.loss = loss.detach()
+        return loss
 
     def _smooth(self, targets: Tensor) -> Tensor:
         if targets.ndim == 2:
@@ -92,8 +100,9 @@ class ClassificationTask(pl.LightningModule):
             return F.binary_cross_entropy_with_logits(logits, targets)
         return F.cross_entropy(logits, targets)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Takes the new weights into the average."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Makes the step, and takes the new weights into the average."""
+        super().optimizer_step(*arguments, **options)
         if self.average is not None:
             self.average.update_parameters(self.model)
 
@@ -111,6 +120,14 @@ class ClassificationTask(pl.LightningModule):
         """Reports the scores to whoever chooses the best epoch."""
         result = self.scores.result()
         self.log_dict({"val_loss": result.loss, "val_score": result.score})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the images that could not be read so far."""
+        checkpoint["unreadable"] = dict(self.unreadable.reasons)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them up again."""
+        self.unreadable.reasons.update(checkpoint["unreadable"])
 
     def configure_optimizers(self) -> Any:
         """The optimiser, with warm-up and cosine step by step."""

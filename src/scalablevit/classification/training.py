@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.configuration import MAY_CHANGE, TrainConfig
 from scalablevit.classification.csv_files import write_table
 from scalablevit.classification.evaluation import (
     Evaluation,
@@ -20,9 +20,11 @@ from scalablevit.classification.evaluation import (
     name_of_data,
     write_run_report,
 )
+from scalablevit.classification.faults import explain, how_to_go_on
 from scalablevit.classification.preparation import Prepared, prepare
-from scalablevit.classification.run_folder import EpochMetrics, RunFolder, best_row
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import AnyResult
+from scalablevit.classification.stopping import StopSignals
 from scalablevit.extras import require_extra
 from scalablevit.weights import load_model, read_config, save_model
 
@@ -65,8 +67,8 @@ def train(
             the embedded images.
         out: The run folder to make.
         overwrite: Whether an earlier run folder there is replaced.
-        resume: Whether to go on with the run that is there, after its last complete epoch, with its own data and
-            options. None of them is given then.
+        resume: Whether to go on with the run that is there, from the last state that it saved, with its own data and
+            options. None of them is given then, but for those of `configuration.MAY_CHANGE`.
         callbacks: More of Lightning's callbacks.
         **options: The fields of `TrainConfig`, by name.
 
@@ -74,6 +76,9 @@ def train(
         ValueError: If the data are not as they must be, an option has no sense, or `out` is not free.
         TypeError: If `TrainConfig` has no such option.
         MissingExtraError: If Lightning is not installed.
+        TrainingFault: If memory, the disk or a process failed the run, or its numbers are not finite. A checkpoint that
+            was written before is whole.
+        StoppedBySignal: If SIGTERM or SIGUSR1 asked the run to end. It has saved its state after the step.
         KeyboardInterrupt: If the run was interrupted. A note of it says how to go on, once there is a run to resume.
     """
     started = time.perf_counter()
@@ -87,27 +92,56 @@ def train(
         folder, prepared = _resume(path, data, options)
     else:
         folder, prepared = _begin(data, path, TrainConfig(**options), overwrite=overwrite)
+    stop = StopSignals()
     try:
-        # The run draws from PyTorch's global generator, which, on the CPU, is put back as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(prepared.config.seed)
-            rows = _fit(prepared, folder, callbacks, resume=resume)
-        evaluation = _evaluate(prepared, folder, rows)
+        with stop.caught():
+            rows, best_epoch, evaluation = _run(prepared, folder, callbacks, stop, resume=resume)
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"To go on: scalablevit train --resume --out {folder.path}")
+        interrupt.add_note(f"To go on: {how_to_go_on(folder.path)}")
         raise
-    except Exception:
-        if not resume and not folder.last_checkpoint.is_file():
+    except Exception as error:
+        is_saved = folder.last_checkpoint.is_file()
+        if not (resume or is_saved or folder.non_finite.is_dir()):
             folder.discard()  # there is nothing to go on from
-        raise
+        fault = explain(error, prepared.config, folder.path, is_saved=is_saved)
+        if fault is None:
+            raise
+        raise fault from error
     folder.remove_replaced()
     return TrainResult(
         run=folder.path,
         scores=evaluation.result,
-        best_epoch=best_row(rows).epoch,
+        best_epoch=best_epoch,
         epochs=len(rows),
         seconds=time.perf_counter() - started,
     )
+
+
+def _check_changes(own: TrainConfig, options: dict[str, Any], out: Path) -> TrainConfig:
+    """The options of a run with those given in their place, if a run may be resumed with them."""
+    given = TrainConfig(**options)
+    wrong = [
+        f"{name} is {getattr(given, name)!r}, but the run in {out} has {getattr(own, name)!r}"
+        for name in options
+        if name not in MAY_CHANGE and getattr(given, name) != getattr(own, name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{'; '.join(wrong)}: a run is resumed with its own options, but for {', '.join(MAY_CHANGE)}; leave the"
+            " others out, or start another run"
+        )
+    return replace(own, **{name: getattr(given, name) for name in options if name in MAY_CHANGE})
+
+
+def _run(
+    prepared: Prepared, folder: RunFolder, callbacks: Sequence[Any], stop: StopSignals, *, resume: bool
+) -> tuple[list[EpochMetrics], int, Evaluation]:
+    """Trains and evaluates."""
+    # The run draws from PyTorch's global generator, which, on the CPU, is put back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(prepared.config.seed)
+        rows, best_epoch = _fit(prepared, folder, callbacks, stop, resume=resume)
+    return rows, best_epoch, _evaluate(prepared, folder, rows)
 
 
 def _begin(data: str | Path | None, out: Path, config: TrainConfig, *, overwrite: bool) -> tuple[RunFolder, Prepared]:
@@ -153,19 +187,19 @@ def _resume(out: Path, data: str | Path | None, options: dict[str, Any]) -> tupl
     unknown = next((name for name in config if name not in {each.name for each in fields(TrainConfig)}), None)
     if unknown is not None:
         raise ValueError(f"{folder.config_file} has the option {unknown}, which there is not: remove it")
-    own, given = TrainConfig(**config), TrainConfig(**options)
-    for name in options:
-        if getattr(given, name) != getattr(own, name):
-            raise ValueError(
-                f"{name} is {getattr(given, name)!r}, but the run in {out} has {getattr(own, name)!r}: a run is resumed"
-                " with its own options; leave it out, or start another run"
-            )
+    own = TrainConfig(**config)
+    changed = _check_changes(own, options, out)
+    if changed != own:
+        folder.write_config({"data": own_data, **_plain(asdict(changed))})
+    own = changed
     prepared = prepare(folder.split_file if folder.split_file.is_file() else own_data, own)
     folder.check_images(prepared.data.training, prepared.data.validation)
     return folder, prepared
 
 
-def _fit(prepared: Prepared, folder: RunFolder, callbacks: Sequence[Any], *, resume: bool) -> list[EpochMetrics]:
+def _fit(
+    prepared: Prepared, folder: RunFolder, callbacks: Sequence[Any], stop: StopSignals, *, resume: bool
+) -> tuple[list[EpochMetrics], int]:
     """Trains, and saves the weights of the best epoch."""
     from scalablevit.classification.fitting import fit
     from scalablevit.classification.task import ClassificationTask
@@ -181,7 +215,7 @@ def _fit(prepared: Prepared, folder: RunFolder, callbacks: Sequence[Any], *, res
         multi_label=training.multi_label,
         notes=[*prepared.notes, *map(str, prepared.choices)],
     )
-    rows = fit(task, *prepared.loaders, prepared.config, folder, callbacks, resume=resume)
+    fitted = fit(task, *prepared.loaders, prepared.config, folder, stop, callbacks, resume=resume)
     save_model(
         task.trained_model,
         folder.path,
@@ -190,7 +224,7 @@ def _fit(prepared: Prepared, folder: RunFolder, callbacks: Sequence[Any], *, res
         multi_label=training.multi_label,
     )
     folder.write_skipped(prepared.unreadable.reasons)
-    return rows
+    return fitted
 
 
 def _evaluate(prepared: Prepared, folder: RunFolder, rows: list[EpochMetrics]) -> Evaluation:

@@ -134,7 +134,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     if not file.is_file() and (folder / "config.yaml").is_file():
         raise ValueError(
-            f"{folder} holds a training run that has not come to its end: scalablevit train --resume --out {folder}"
+            f"{folder} holds a training run that has not come to its end: scalablevit train --resume {folder}"
         )
     if not file.is_file():
         raise ValueError(f"{folder} holds no {CONFIG_FILE}: give the folder that save_model or a training run wrote")
