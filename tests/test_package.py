@@ -57,8 +57,14 @@ def test_wheel_and_sdist_hold_the_package_and_nothing_else(wheel):
     assert {name.split("/")[0].removesuffix(f"-{scalablevit.__version__}.dist-info") for name in names} == {
         "scalablevit"
     }
+    sources = {
+        f"scalablevit/kernels/cpu/{file.name}" for file in (ROOT / "src/scalablevit/kernels/cpu").glob("*.[hc]*")
+    }
+    assert "scalablevit/kernels/cpu/kernels.cpp" in sources
+    assert sources <= set(names)
     (sdist,) = wheel.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
+        assert sources <= {name.partition("/src/")[2] for name in archive.getnames()}
         assert any(name.endswith("tests/test_package.py") for name in archive.getnames())
 
 

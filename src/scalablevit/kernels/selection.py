@@ -183,14 +183,20 @@ def _can_run(*tensors: Tensor) -> bool:
     first = tensors[0]
     if first.dtype not in LIMITS or any(x.dtype != first.dtype or x.device != first.device for x in tensors):
         return False
-    # Transforms (vmap, jvp, grad of grad) need a body that is differentiable again and again.
-    if torch._C._are_functorch_transforms_active() or not _has_triton():
+    if _is_transformed() or not _has_triton():
         return False
     if os.environ.get("TRITON_INTERPRET") == "1":  # triton's own variable: its kernels run on the CPU, for tests
         return True
     if not first.is_cuda or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(first.device) >= (8, 0)
+
+
+def _is_transformed() -> bool:
+    """Whether a body is needed that is differentiable again and again, or forwards: under vmap, jvp, grad of grad, and
+    inside a dual level, whose tensors look like any others but carry a tangent.
+    """
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 @cache
@@ -203,9 +209,11 @@ def _native(keys: int, *tensors: Tensor) -> Any:
     if first.device.type != "cpu" or not 0 < keys <= MAX_NATIVE_KEYS or not is_wanted(first.device):
         return None
     # The kernels read memory: subclasses, such as the fake tensors of compilation, have none, or of another kind.
-    if any(type(x) not in (Tensor, torch.nn.Parameter) or x.dtype != first.dtype for x in tensors):
+    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
         return None
-    if first.dtype not in NATIVE_DTYPES or torch._C._are_functorch_transforms_active() or not _has_library():
+    if any(x.dtype != first.dtype or x.device != first.device for x in tensors):
+        return None
+    if first.dtype not in NATIVE_DTYPES or _is_transformed() or not _has_library():
         return None
     return import_module("scalablevit.kernels.cpu.attention")
 

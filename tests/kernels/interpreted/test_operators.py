@@ -10,7 +10,7 @@ from scalablevit.interactive_windows import interactive_window_attention
 from scalablevit.kernels import use_native, use_triton
 from scalablevit.kernels import window_attention as launcher
 from scalablevit.windows import _attend_in_windows, window_attention
-from tests.kernels.interpreted.maps import Case, assert_near, gradients
+from tests.kernels.maps import Case, assert_near, gradients
 from tests.networks import randomise, small_network
 
 CASE = Case(height=5, width=3, window_size=4, heads=1)

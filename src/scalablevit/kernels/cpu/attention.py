@@ -37,8 +37,8 @@ def attend_in_windows(
         (b, h, w, n * d'), contiguous.
     """
     query_key, value = _with_unit_stride(query_key), _with_unit_stride(value)
-    out = torch.empty(value.shape, dtype=value.dtype)
-    weight, bias = (None, None) if lim is None else (_taps(lim[0]), lim[1].float())
+    out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    weight, bias = (None, None) if lim is None else (_taps(lim[0]), lim[1].float().contiguous())
     call(
         "attend_in_windows",
         value.dtype,
@@ -65,11 +65,11 @@ def attend_in_windows_backward(
     LIM's part in the gradient of the value map is there if its weight is given.
     """
     grad, query_key, value = (_with_unit_stride(x) for x in (grad, query_key, value))
-    grad_query_key = torch.empty(query_key.shape, dtype=query_key.dtype)
-    grad_value = torch.empty(value.shape, dtype=value.dtype)
+    grad_query_key = torch.empty(query_key.shape, dtype=query_key.dtype, device=value.device)
+    grad_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     weight = bias = None
     if lim_weight is not None:  # the gradient of a convolution is one with its weight turned round
-        weight, bias = _taps(lim_weight.flip(2, 3)), torch.zeros(value.shape[-1])
+        weight, bias = _taps(lim_weight.flip(2, 3)), torch.zeros(value.shape[-1], device=value.device)
     call(
         "differentiate_in_windows",
         value.dtype,
@@ -164,7 +164,7 @@ def _taps(weight: Tensor) -> Tensor:
 def _empty_with_heads_inside(x: Tensor, width: int) -> Tensor:
     """(b, n, q, width) for (b, n, q, ...), whose heads lie side by side: (b, q, n, width) in memory."""
     b, heads, length, _ = x.shape
-    return torch.empty((b, length, heads, width), dtype=x.dtype).transpose(1, 2)
+    return torch.empty((b, length, heads, width), dtype=x.dtype, device=x.device).transpose(1, 2)
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:

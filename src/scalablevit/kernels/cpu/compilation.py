@@ -6,6 +6,7 @@ from everything that it depends on. Nothing of PyTorch is compiled in, so that i
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import logging
@@ -39,14 +40,23 @@ def library() -> ctypes.CDLL | None:
         logger.info("no C++ compiler was found (set CXX, or install g++): attention runs through PyTorch")
         return None
     try:
-        path = cache_folder() / f"kernels-{_key(compiler)}.so"
-        if not path.exists():
-            compile_to(path, compiler)
-        return ctypes.CDLL(str(path))
+        return _load(f"kernels-{_key(compiler)}.so", compiler)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        reason = str(getattr(error, "stderr", None) or error).strip()
         logger.warning("the CPU kernels could not be compiled, so that attention runs through PyTorch: %s", reason)
         return None
+
+
+def _load(name: str, compiler: str) -> ctypes.CDLL:
+    kept = _user_folder()
+    if kept is not None and (kept / name).exists():  # a folder that can only be read serves as well
+        try:
+            return ctypes.CDLL(str(kept / name))
+        except OSError as error:
+            logger.info("%s cannot be loaded and is compiled anew: %s", kept / name, error)
+    path = cache_folder() / name
+    compile_to(path, compiler)
+    return ctypes.CDLL(str(path))
 
 
 def find_compiler() -> str | None:
@@ -59,14 +69,26 @@ def find_compiler() -> str | None:
 
 def cache_folder() -> Path:
     """Where libraries are kept; a temporary folder of this process where the user's cannot be written to."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "scalablevit"
+    folder = _user_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="scalablevit-"))
+        pass
+    temporary = tempfile.mkdtemp(prefix="scalablevit-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
+
+
+def _user_folder() -> Path | None:
+    """None for a user without a home, as containers have them."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "scalablevit"
+    except RuntimeError:
+        return None
 
 
 def compile_to(path: Path, compiler: str) -> None:

@@ -16,7 +16,7 @@ from scalablevit.kernels.cpu.attention import addresses, call
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the channels."""
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     weight, bias = _float(weight), _float(bias)
     call("normalise", x.dtype, *addresses(x, weight, bias, out), *_sizes(x), ctypes.c_float(eps))
     return out

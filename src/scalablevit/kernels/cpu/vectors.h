@@ -9,14 +9,14 @@
 
 namespace scalablevit {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-constexpr int kVectors = 4;  // vectors of queries at once
-constexpr int kRows = 5;     // keys, or channels of values, at once: 5 x 4 sums, 4 vectors and a broadcast of 32 registers
-#elif defined(__aarch64__)
+#if defined(__aarch64__) || defined(SCALABLEVIT_FOUR_LANES)  // the tests define it, on processors of another kind
 constexpr int kLanes = 4;
 constexpr int kVectors = 4;
 constexpr int kRows = 5;
+#elif defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kVectors = 4;  // vectors of queries at once
+constexpr int kRows = 5;     // keys, or channels of values, at once: 5 x 4 sums, 4 vectors and a broadcast of 32 registers
 #else
 constexpr int kLanes = 8;
 constexpr int kVectors = 2;

@@ -1,0 +1,43 @@
+"""The native kernels, compiled for this machine and for others, whose paths it would not take itself."""
+
+import ctypes
+import subprocess
+
+import pytest
+
+from scalablevit.kernels.cpu import attention, compilation
+
+# Vectors of 8 with AVX2, of 8 in two halves without, and of 4 as NEON has them.
+VARIANTS = {
+    "native": None,
+    "avx2": ("-march=haswell",),
+    "no architecture": (),
+    "four lanes": ("-DSCALABLEVIT_FOUR_LANES",),
+}
+
+
+@pytest.fixture(
+    scope="session",
+    params=["native", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name != "native")],
+)
+def kernels(request, tmp_path_factory):
+    """A loaded library."""
+    library = compilation.library()
+    if library is None:
+        pytest.skip("no compiler")
+    flags = VARIANTS[request.param]
+    if flags is None:
+        return library
+    if request.param == "avx2" and "avx2" not in compilation._processor():
+        pytest.skip("a processor without AVX2")
+    path = tmp_path_factory.mktemp("library") / "kernels.so"
+    source = str(compilation.SOURCES / "kernels.cpp")
+    command = [compilation.find_compiler(), *compilation.FLAGS, *flags, source, "-o", str(path)]
+    subprocess.run(command, capture_output=True, check=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture
+def launcher(kernels, monkeypatch):
+    monkeypatch.setattr(attention, "library", lambda: kernels)
+    return attention

@@ -1,0 +1,202 @@
+"""What the native kernels take, and that all else sees what it saw before."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from scalablevit.dot_product import attend
+from scalablevit.kernels import selection, use_native
+from scalablevit.kernels.cpu import attention, compilation
+from scalablevit.windows import window_attention
+from tests.kernels.list_contract import lists
+from tests.networks import randomise, small_network
+
+MAPS = torch.randn(1, 5, 6, 16), torch.randn(1, 5, 6, 8)
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch):
+    """The names of the kernels that ran."""
+    if compilation.library() is None:
+        pytest.skip("no compiler")
+    names, call = [], attention.call
+    monkeypatch.setattr(attention, "call", lambda name, *rest: names.append(name) or call(name, *rest))
+    return names
+
+
+def gradients(model, images, dtype=None):
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        out = model(images)
+    return [out.detach(), *torch.autograd.grad(out.float().square().sum(), [images, *model.parameters()])]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "takes"),
+    [
+        ((9, 256, 8, 8), torch.float32, True),
+        ((9, 257, 8, 8), torch.float32, False),
+        ((9, 256, 300, 8), torch.bfloat16, True),
+        ((9, 5, 8, 8), torch.float16, False),
+        ((9, 5, 8, 8), torch.float64, False),
+    ],
+)
+def test_lists_that_are_taken(sizes, dtype, takes, calls):
+    *tensors, _ = lists(*sizes, dtype)
+    attend(*tensors, 0.3)
+    assert calls == (["attend_to_list"] if takes else [])
+
+
+@pytest.mark.parametrize(("side", "window", "takes"), [(16, 16, True), (17, 17, False), (16, 100, True)])
+def test_windows_that_are_taken(side, window, takes, calls):
+    window_attention(torch.randn(1, side, side, 8), torch.randn(1, side, side, 4), 2, window, 0.5)
+    assert calls == (["attend_in_windows"] if takes else [])
+
+
+def test_tensors_of_other_kinds_fall_back():
+    class Own(torch.Tensor):
+        pass
+
+    query_key, value = MAPS
+    takes = lambda *maps: selection.windows_kernel(*maps, 2, 3) is not None  # noqa: E731
+    assert takes(query_key, value)
+    assert takes(query_key, torch.nn.Parameter(value))
+    assert not takes(query_key, value.bfloat16())
+    assert not takes(query_key, value.to("meta"))
+    assert not takes(query_key.to("meta"), value.to("meta"))
+    assert not takes(query_key, value.as_subclass(Own))
+    assert not takes(query_key[:, :0], value[:, :0])
+
+
+def test_the_switch(monkeypatch, calls):
+    for choice, count in [(True, 1), ("auto", 2), (False, 2)]:
+        with use_native(choice):
+            window_attention(*MAPS, 2, 3, 0.5)
+        assert len(calls) == count
+    with pytest.raises(ValueError, match='must be True, False or "auto"'):
+        use_native("on")
+    monkeypatch.setattr(selection, "_has_library", lambda: False)
+    with pytest.raises(RuntimeError, match=r"install g\+\+"):
+        use_native(True)
+    window_attention(*MAPS, 2, 3, 0.5)
+    assert len(calls) == 2
+
+
+def test_modes_that_count_see_operators(calls):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        with Recorded():
+            window_attention(*MAPS, 2, 3, 0.5)
+            attend(*lists(9, 5, 8, 8)[:3], 0.3)
+        with FlopCounterMode(display=False):
+            window_attention(*MAPS, 2, 3, 0.5)
+    assert {"scalablevit.window_attention.default", "scalablevit.short_attention.default"} <= set(seen)
+    assert calls == ["attend_in_windows", "attend_to_list", "attend_in_windows"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of forward_ad itself, which uses TorchScript
+def test_derivatives_forwards_and_transforms_are_not_lost(calls):
+    tangent = torch.randn_like(MAPS[1])
+
+    def derivative(value):
+        return torch.func.jvp(lambda x: window_attention(MAPS[0], x, 2, 3, 0.5), (value,), (tangent,))[1]
+
+    expected = window_attention(MAPS[0], tangent, 2, 3, 0.5)  # it is linear in values
+    calls.clear()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        torch.testing.assert_close(derivative(MAPS[1]), expected)
+        with forward_ad.dual_level():
+            out = window_attention(MAPS[0], forward_ad.make_dual(MAPS[1], tangent), 2, 3, 0.5)
+            found = forward_ad.unpack_dual(out).tangent
+    torch.testing.assert_close(found, expected)
+    assert calls == []
+
+
+@pytest.mark.parametrize("operator", ["window_attention", "interactive_window_attention", "short_attention"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the check itself
+def test_operators_pass_the_checks_of_torch_library(operator):
+    arguments = {
+        "window_attention": (*MAPS, 2, 3, 0.5),
+        "interactive_window_attention": (*MAPS, torch.randn(8, 1, 3, 3), torch.randn(8), 2, 3, 0.5),
+        "short_attention": (*(x.contiguous() for x in lists(9, 5, 8, 6)[:3]), 0.3),
+    }[operator]
+    arguments = tuple(x.clone().requires_grad_() if isinstance(x, torch.Tensor) else x for x in arguments)
+    torch.library.opcheck(getattr(torch.ops.scalablevit, operator).default, arguments)
+
+
+@pytest.mark.parametrize("design", ["paper", "vit-pytorch"])
+def test_a_network_and_its_gradients_agree(design, calls):
+    model = randomise(small_network(design)).eval()
+    images = torch.randn(2, 3, 64, 96, requires_grad=True)
+    found = gradients(model, images)
+    assert {"attend_in_windows", "differentiate_in_windows", "attend_to_list", "differentiate_list"} <= set(calls)
+    calls.clear()
+    with use_native(False):
+        expected = gradients(model, images)
+    assert calls == []
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert float((one - other).norm()) <= 1e-4 * float(other.norm()) + 1e-4
+
+
+def test_autocast_is_as_near_to_float32_as_without_kernels(calls):
+    model = randomise(small_network()).eval()
+    images = torch.randn(2, 3, 64, 96, requires_grad=True)
+    found = gradients(model, images, torch.bfloat16)
+    assert {"attend_in_windows", "differentiate_in_windows", "attend_to_list", "differentiate_list"} <= set(calls)
+    with use_native(False):
+        exact, usual = gradients(model, images), gradients(model, images, torch.bfloat16)
+    assert [x.dtype for x in found] == [x.dtype for x in usual]
+
+    def error(results):
+        return sum(float((x - y).norm() / y.norm()) for x, y in zip(results, exact, strict=True) if y.norm() > 1e-3)
+
+    assert error(found) <= 1.2 * error(usual)
+
+
+def test_checkpointing_gives_the_same_gradients(calls):
+    model, images = randomise(small_network()).eval(), torch.randn(1, 3, 64, 64, requires_grad=True)
+    expected = gradients(model, images)
+    forward = model.forward
+    model.forward = lambda x: checkpoint(forward, x, use_reentrant=False)
+    assert all(torch.equal(*pair) for pair in zip(gradients(model, images), expected, strict=True))
+
+
+def test_a_graph_is_made_anew_when_the_choice_changes(calls):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph
+
+    compiled = torch.compile(lambda *x: attend(*x, 0.3), backend=backend, fullgraph=True)
+    tensors = lists(9, 5, 8, 8)[:3]
+    compiled(*tensors)
+    with use_native(False):
+        compiled(*tensors)
+    compiled(*tensors)
+    torch._dynamo.reset()
+    assert ["scalablevit.short_attention" in graph for graph in graphs] == [True, False]
+    assert calls == ["attend_to_list"] * 2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_modules_hold_none_of_it(calls):
+    model, images = randomise(small_network()).eval(), torch.randn(1, 3, 64, 64)
+    expected = model(images)
+    calls.clear()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, images, check_trace=False)
+    assert "scalablevit::" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(images), expected, rtol=1e-4, atol=1e-4)
+    assert calls == []
