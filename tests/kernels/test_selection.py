@@ -65,8 +65,8 @@ def test_without_triton_all_works_and_only_switching_on_says_so(monkeypatch):
 
 
 def test_neither_the_package_nor_a_forward_imports_triton():
-    # Without gradients: with them native kernels run as operators, and PyTorch loads its compiler, and that triton, when
-    # the first operator written in Python is called.
+    # Without gradients: with them native kernels run as operators, and PyTorch loads its compiler, and that triton,
+    # when the first operator written in Python is called.
     code = (
         "import sys, torch\n"
         "assert 'triton' not in sys.modules\n"
