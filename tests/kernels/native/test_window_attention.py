@@ -91,3 +91,13 @@ def test_a_default_device_is_not_that_of_the_results(launcher):
         out = launcher.attend_in_windows(query_key, value, *case.arguments, lim)
         found = launcher.attend_in_windows_backward(grad, query_key, value, *case.arguments, lim[0])
     assert {x.device.type for x in (out, *found)} == {"cpu"}
+
+
+def test_what_is_no_number_stays_none_in_bfloat16_whatever_its_bits(launcher):
+    case = CASES[0]
+    *maps, _ = case.maps(torch.bfloat16)
+    weight, bias = case.lim()
+    bias.view(torch.int32)[1] = 0x7FFFFFFF  # rounded like a number it would be -0
+    out = launcher.attend_in_windows(*maps, *case.arguments, (weight, bias))
+    assert bool(out[..., 1].isnan().all())
+    assert bool(out[..., 0].isfinite().all())
