@@ -215,6 +215,8 @@ def _native(keys: int, *tensors: Tensor) -> Any:
         return None
     if first.dtype not in NATIVE_DTYPES or _is_transformed() or not _has_library():
         return None
+    if torch._C._len_torch_dispatch_stack():  # who counts or records what is called knows PyTorch's operations
+        return None
     return import_module("scalablevit.kernels.cpu.attention")
 
 

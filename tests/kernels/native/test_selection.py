@@ -83,24 +83,12 @@ def test_the_switch(monkeypatch, calls):
     assert len(calls) == 2
 
 
-def test_modes_that_count_see_operators(calls):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    seen = []
-
-    class Recorded(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    with torch.no_grad():
-        with Recorded():
-            window_attention(*MAPS, 2, 3, 0.5)
-            attend(*lists(9, 5, 8, 8)[:3], 0.3)
-        with FlopCounterMode(display=False):
-            window_attention(*MAPS, 2, 3, 0.5)
-    assert {"scalablevit.window_attention.default", "scalablevit.short_attention.default"} <= set(seen)
-    assert calls == ["attend_in_windows", "attend_to_list", "attend_in_windows"]
+def test_modes_that_count_see_what_pytorch_computes(calls):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        window_attention(*MAPS, 2, 3, 0.5)
+        attend(*lists(9, 5, 8, 8)[:3], 0.3)
+    assert counter.get_total_flops() > 0
+    assert calls == []
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of forward_ad itself, which uses TorchScript
