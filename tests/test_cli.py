@@ -81,7 +81,7 @@ def test_training_tells_how_it_goes(data, tmp_path, capsys):
     assert "channels 1: all images are grey" in lines[: len(CHOSEN)]
     lines = lines[len(CHOSEN) :]
     assert len(lines) == 4
-    assert lines[0].startswith("scalablevit_nano with 1.2")
+    assert lines[0].startswith("scalablevit_nano with 1.17 M")
     assert "48 images of 3 classes, at 8x8 pixels in grey" in lines[0]
     for epoch, line in enumerate(lines[1:3], 1):
         assert line.startswith(f"epoch {epoch}/2  loss ")

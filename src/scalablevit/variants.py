@@ -43,7 +43,7 @@ VARIANTS: dict[str, Variant] = {
             arguments={
                 **_PAPER,
                 "dim": (32, 64, 96, 128),
-                "depth": (1, 2, 2, 1),
+                "depth": (1, 1, 2, 1),
                 "heads": (1, 2, 3, 4),
                 "reduction_factor": (4, 2, 1, 1),
                 "head": "linear",

@@ -39,7 +39,7 @@ def test_a_saved_folder_is_kept_whole_for_the_same_classes(tmp_path):
     model, notes, _ = start(tmp_path)
     assert torch.equal(model(IMAGES), saved(IMAGES))
     assert notes == [
-        f"kept: {len(saved.state_dict())} of {len(saved.state_dict())} parameters, 1.27 M values, of {tmp_path}"
+        f"kept: {len(saved.state_dict())} of {len(saved.state_dict())} parameters, 1.17 M values, of {tmp_path}"
     ]
 
 
@@ -126,7 +126,7 @@ def test_training_goes_on_from_a_run(run, data, tmp_path):
     options = {**TINY, "epochs": 1, "weights": str(run.run), "learning_rate": 1e-8}
     display = ProgressDisplay(Console(file=io.StringIO()))
     result = train(data, tmp_path / "run", **options, callbacks=[display])
-    assert "\nscalablevit_nano with 1.2" in display.console.file.getvalue()
+    assert "\nscalablevit_nano with 1.17 M" in display.console.file.getvalue()
     before, after = load_model(run.run).state_dict(), load_model(result.run).state_dict()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-5)
