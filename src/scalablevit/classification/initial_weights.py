@@ -12,6 +12,7 @@ from torch import Tensor
 from scalablevit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.suggestions import nearest_path
+from scalablevit.trained import model_folder
 from scalablevit.weights import convert_state_dict, infer_arguments, read_config, read_weights, weights_file
 from scalablevit.weights.layouts import CLASSIFIER, FIRST_CONV, OWN_LAYOUT, detect_layout
 from scalablevit.weights.state_dicts import shapes_of, unwrap
@@ -50,14 +51,15 @@ def read_initial_weights(
     """Reads weights to start from.
 
     Args:
-        source: A run folder or a folder by `save_model`, or a file of vit-pytorch or the paper's authors.
+        source: A run folder or a folder by `save_model`, the name of a trained model of `scalablevit.trained`, or a
+            file of vit-pytorch or the paper's authors.
         heads: For a file of vit-pytorch, the number of heads, one or one per stage.
         window_size: For such a file, the size of the windows, one or one per stage.
 
     Raises:
         ValueError: If there are no weights there that can be read, or they are of another kind of network.
     """
-    path = Path(source)
+    path = model_folder(source)
     if not path.exists():
         raise ValueError(
             f"weights {path} does not exist{nearest_path(path)}: give a run folder, or a file with weights"

@@ -26,6 +26,7 @@ from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import AnyResult
 from scalablevit.classification.stopping import StopSignals
 from scalablevit.extras import require_extra
+from scalablevit.trained import model_folder
 from scalablevit.weights import load_model, read_config, save_model
 
 
@@ -151,10 +152,12 @@ def _begin(data: str | Path | None, out: Path, config: TrainConfig, *, overwrite
     if Path(data).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"data {data} lies inside the run folder {out}: give another --out")
     if config.weights is not None:
-        weights = Path(config.weights).resolve()  # so that the run can be resumed from any working directory
-        if weights.is_relative_to(out.resolve()):
+        weights = model_folder(config.weights)
+        if weights.resolve().is_relative_to(out.resolve()):
             raise ValueError(f"weights {config.weights} lie inside the run folder {out}: give another --out")
-        config = replace(config, weights=str(weights) if weights.exists() else config.weights)
+        if weights.exists() and weights == Path(config.weights):
+            # So that the run can be resumed from any working directory.
+            config = replace(config, weights=str(weights.resolve()))
     prepared = prepare(data, config)
     if prepared.data.drawn and Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"out {out} lies inside the data {data}, and would be one of its classes: give another --out")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.suggestions import nearest_path
+from scalablevit.trained import TRAINED_MODELS, model_folder
 from scalablevit.weights.files import read_weights
 from scalablevit.weights.folder_config import config_text, network_arguments
 from scalablevit.weights.layouts import LAYOUT_VERSION, check_layout_version
@@ -76,7 +77,8 @@ def load_model(
 
     Args:
         path: The folder; a run folder, which holds the same files, does as well, and so does one that timm's
-            ``save_for_hf`` or transformers' ``save_pretrained`` wrote of a network of ours.
+            ``save_for_hf`` or transformers' ``save_pretrained`` wrote of a network of ours. Or the name of a trained
+            model that comes with the package; see `scalablevit.trained`.
         device: Where the parameters go; None: the CPU.
         dtype: Type of the parameters; None: as they were saved.
 
@@ -108,7 +110,7 @@ def load_model(
 
 def weights_file(folder: str | Path) -> Path:
     """The file with the weights in a folder that holds a model, whether it is there or not."""
-    file = Path(folder) / WEIGHTS_FILE
+    file = model_folder(folder) / WEIGHTS_FILE
     timms = file.with_name(TIMM_WEIGHTS_FILE)
     return timms if timms.is_file() and not file.exists() else file
 
@@ -127,10 +129,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such file, it is not of a network of ours, or a newer version wrote it.
     """
-    folder = Path(path)
+    folder = model_folder(path)
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else f"does not exist{nearest_path(folder)}"
-        raise ValueError(f"{folder} {problem}: give the folder that save_model or a training run wrote")
+        names = ", ".join(TRAINED_MODELS)
+        raise ValueError(
+            f"{folder} {problem}: give the folder that save_model or a training run wrote, or the name of a trained"
+            f" model ({names})"
+        )
     file = folder / CONFIG_FILE
     if not file.is_file() and (folder / "config.yaml").is_file():
         raise ValueError(
