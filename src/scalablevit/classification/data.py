@@ -7,7 +7,6 @@ Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from scalablevit.classification.augmentation import Augmentation
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.randomness import Purpose, generator
-from scalablevit.images import decoded_bytes, read_image
+from scalablevit.images import ImagePlace, decoded_bytes, read_image
 from scalablevit.preprocessing import Preprocessing
 
 
@@ -98,7 +97,7 @@ class DecodedImages:
         unreadable: Those that are known to be; all, if the set is kept in memory.
     """
 
-    def __init__(self, paths: Sequence[Path], channels: int, *, limit_mb: float) -> None:
+    def __init__(self, paths: Sequence[ImagePlace], channels: int, *, limit_mb: float) -> None:
         self.paths = paths
         self.channels = channels
         self.unreadable: list[Unreadable] = []
@@ -113,7 +112,7 @@ class DecodedImages:
     def __getitem__(self, index: int) -> Image.Image | Unreadable:
         return self._read(self.paths[index]) if self._kept is None else self._kept[index]
 
-    def _read(self, path: Path) -> Image.Image | Unreadable:
+    def _read(self, path: ImagePlace) -> Image.Image | Unreadable:
         try:
             return read_image(path, self.channels)
         except (ValueError, OSError) as error:

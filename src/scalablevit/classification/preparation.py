@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from scalablevit.benchmarking.cost import count_macs, count_parameters
 from scalablevit.classification.augmentation import Augmentation
-from scalablevit.classification.class_folders import OTHER_IMAGE_SUFFIXES, other_files
+from scalablevit.classification.class_folders import OTHER_IMAGE_SUFFIXES
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.data import (
     DecodedImages,
@@ -25,7 +26,7 @@ from scalablevit.classification.data import (
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.initial_weights import InitialWeights, build_from, load_into, read_initial_weights
 from scalablevit.classification.planning import Choice, Plan, count_steps, decide, estimate_memory_mb, survey
-from scalablevit.classification.sources import TrainingData, find_training_data, locate
+from scalablevit.classification.sources import Parts, TrainingData, find_training_data, left_out_files
 from scalablevit.classification.stopping import shield_worker
 from scalablevit.preprocessing import Preprocessing, measure_preprocessing
 from scalablevit.scalable_vit import ScalableViT
@@ -144,7 +145,8 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
         initial = read_initial_weights(config.weights, heads=config.heads, window_size=config.window_size)
     elif config.heads is not None or config.window_size is not None:
         raise ValueError("heads and window_size are facts of the weights that training starts from: give --weights")
-    found = find_training_data(data, seed=config.seed, val_fraction=config.val_fraction)
+    parts = Parts(train_split=config.train_split, val_split=config.val_split, target_key=config.target_key)
+    found = find_training_data(data, seed=config.seed, val_fraction=config.val_fraction, parts=parts)
     seen = survey(found.training.paths)
     config, choices = decide(config, seen, found.training)
     assert config.size is not None
@@ -161,13 +163,12 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
         preprocessing=preprocessing,
         initial=initial,
         unreadable=UnreadableImages(total, config.max_unreadable),
-        notes=_notes(found, locate(data)),
+        notes=_notes(found, left_out_files(data)),
     )
 
 
-def _notes(data: TrainingData, place: Path) -> list[str]:
+def _notes(data: TrainingData, others: Sequence[Path]) -> list[str]:
     notes = []
-    others = other_files(place) if place.is_dir() else []
     if left_out := [path for path in others if path.suffix.lower() in OTHER_IMAGE_SUFFIXES]:
         endings = ", ".join(sorted({path.suffix.lower() for path in left_out}))
         notes.append(
@@ -177,7 +178,8 @@ def _notes(data: TrainingData, place: Path) -> list[str]:
     if data.drawn:
         count, total = len(data.validation), len(data.training) + len(data.validation)
         notes.append(
-            f"{count} of {total} images were drawn for validation, the same part of each class; split.csv lists them"
+            f"{count} of {total} images were drawn for validation, the same part of each class"
+            + ("; split.csv lists them" if data.training.are_files else "; the seed says which")
         )
     missing = [name for name, images in data.validation.counts().items() if not images]
     if missing:

@@ -173,7 +173,7 @@ def _write_beginning(folder: RunFolder, data: str | Path, prepared: Prepared) ->
     folder.write_config({"data": name_of_data(data), **_plain(asdict(prepared.config))})
     folder.write_versions(prepared.config.seed)
     training, validation = prepared.data.training, prepared.data.validation
-    if prepared.data.drawn:
+    if prepared.data.drawn and training.are_files:  # else it is drawn again, from the seed
         write_table(folder.split_file, (("train", training), ("val", validation)))
     folder.write_images(training, validation)
 
