@@ -181,6 +181,10 @@ def _notes(data: TrainingData, others: Sequence[Path]) -> list[str]:
             f"{count} of {total} images were drawn for validation, the same part of each class"
             + ("; split.csv lists them" if data.training.are_files else "; the seed says which")
         )
+    if data.unused:
+        notes.append(
+            f"neither trained on nor validated with: {', '.join(data.unused)}; kept for `scalablevit evaluate`"
+        )
     missing = [name for name, images in data.validation.counts().items() if not images]
     if missing:
         notes.append(f"no validation images of {', '.join(missing)}: how well they are known will not be measured")

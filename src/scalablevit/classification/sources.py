@@ -97,14 +97,15 @@ def find_training_data(
         ValueError: If the data are not of one of the forms, or hold fewer than two classes.
     """
     found: LabelledImages | tuple[LabelledImages, LabelledImages]
+    unused: tuple[str, ...] = ()
     if is_set(data):
-        found = _from_set(data, parts or Parts())
+        found, unused = _from_set(data, parts or Parts())
+    elif parts not in (None, Parts()):
+        raise ValueError(
+            f"train_split, val_split and target_key are for sets by name and idx files, which {data} is not: leave them"
+            " out"
+        )
     else:
-        if parts not in (None, Parts()):
-            raise ValueError(
-                f"train_split, val_split and target_key are for sets by name and idx files, which {data} is not: leave"
-                " them out"
-            )
         path = locate(data)
         found = _from_table(path) if path.is_file() else _from_folders(path, allow_empty=allow_empty)
     classes = found.classes if isinstance(found, LabelledImages) else found[0].classes
@@ -114,8 +115,8 @@ def find_training_data(
         raise ValueError(f"{data} holds one class, {classes[0]!r}: classification needs at least two")
     if isinstance(found, LabelledImages):
         training, validation = split_images(found, seed=seed, fraction=val_fraction)
-        return TrainingData(training=training, validation=validation, drawn=True)
-    return TrainingData(training=found[0], validation=found[1], drawn=False)
+        return TrainingData(training=training, validation=validation, drawn=True, unused=unused)
+    return TrainingData(training=found[0], validation=found[1], drawn=False, unused=unused)
 
 
 def find_evaluation_data(
@@ -182,19 +183,25 @@ def _from_folders(folder: Path, *, allow_empty: bool) -> LabelledImages | tuple[
     return training, images_in_class_folders(parts["val"], training.classes)
 
 
-def _from_set(data: str | Path, parts: Parts) -> LabelledImages | tuple[LabelledImages, LabelledImages]:
+def _from_set(
+    data: str | Path, parts: Parts
+) -> tuple[LabelledImages | tuple[LabelledImages, LabelledImages], tuple[str, ...]]:
+    """The images, and the names of the parts that are not used."""
     image_set = open_set(data, target_key=parts.target_key)
     names = list(image_set.splits)
     train_split = parts.train_split or (names[0] if len(names) == 1 else "train")
-    training = image_set.images(train_split)
     val_split = parts.val_split or image_set.find("val")
+    training = image_set.images(train_split)
+    used = {image_set.find(split) for split in (train_split, val_split) if split is not None}
+    unused = tuple(name for name in names if name not in used)
     if val_split is None:
-        return training
+        return training, unused
     if image_set.find(val_split) == image_set.find(train_split):
         raise ValueError(
             f"{val_split!r} of {image_set.name} is to be trained on and validated with: name another split"
         )
-    return training, image_set.images(val_split).under(training.classes, f"{image_set.name}/{val_split}")
+    validation = image_set.images(val_split).under(training.classes, f"{image_set.name}/{val_split}")
+    return (training, validation), unused
 
 
 def _part_of_set(
