@@ -215,6 +215,7 @@ def _train(arguments: Namespace) -> None:
     if arguments.dry_run:
         _plan(arguments, options)
         return
+    from scalablevit.classification.input_rate import InputRate
     from scalablevit.classification.progress import ProgressDisplay
     from scalablevit.classification.run_folder import RunFolder
     from scalablevit.classification.training import train
@@ -231,6 +232,8 @@ def _train(arguments: Namespace) -> None:
         f"{result.run}: val {result.scores.headline()}, of epoch {result.best_epoch} of {result.epochs};"
         f" {result.seconds:.0f} s in all. Report: {result.run / 'report' / 'index.html'}"
     )
+    if rate := RunFolder(result.run).read_input_rate():
+        print(f"last epoch: {InputRate.from_json(rate).sentence()}")
     skipped = {**RunFolder(result.run).read_skipped(), **result.scores.skipped}
     if skipped:
         print(f"{len(skipped)} images could not be read and were skipped; the report lists them")
@@ -256,7 +259,11 @@ def _plan(arguments: Namespace, options: dict[str, Any]) -> None:
     from scalablevit.classification.run_folder import RunFolder
     from scalablevit.display import show_plan
 
-    show_plan(prepare(arguments.data, TrainConfig(**options)).plan())
+    prepared = prepare(arguments.data, TrainConfig(**options))
+    show_plan(prepared.plan())
+    reading = prepared.measure_reading()
+    if reading is not None:
+        print(f"reading and augmenting alone: {reading:,.0f} images/s with {prepared.config.workers} workers")
     is_taken = RunFolder(Path(arguments.out)).is_run_folder()
     print(
         f"nothing was trained; the run would go to {arguments.out}{', which holds an earlier run' if is_taken else ''}"

@@ -92,14 +92,18 @@ class DecodedImages:
         paths: The files.
         channels: 1 for grey, 3 for colour.
         limit_mb: A set that takes more megabytes than this when decoded is not kept.
+        at_least: JPEGs may be decoded to a part of their size, as long as their shorter side keeps so many pixels.
 
     Attributes:
         unreadable: Those that are known to be; all, if the set is kept in memory.
     """
 
-    def __init__(self, paths: Sequence[ImagePlace], channels: int, *, limit_mb: float) -> None:
+    def __init__(
+        self, paths: Sequence[ImagePlace], channels: int, *, limit_mb: float, at_least: int | None = None
+    ) -> None:
         self.paths = paths
         self.channels = channels
+        self.at_least = at_least
         self.unreadable: list[Unreadable] = []
         self._kept: list[Image.Image | Unreadable] | None = None
         if self._estimated_mb() <= limit_mb:
@@ -114,7 +118,7 @@ class DecodedImages:
 
     def _read(self, path: ImagePlace) -> Image.Image | Unreadable:
         try:
-            return read_image(path, self.channels)
+            return read_image(path, self.channels, at_least=self.at_least)
         except (ValueError, OSError) as error:
             return Unreadable(str(path), str(error).removeprefix(f"{path} "))
 

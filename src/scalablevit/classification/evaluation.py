@@ -17,6 +17,7 @@ from scalablevit.classification.configuration import check_range
 from scalablevit.classification.csv_files import read_table
 from scalablevit.classification.data import Batch, DecodedImages, EvaluationSet, UnreadableImages, collate
 from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.input_rate import InputRate
 from scalablevit.classification.readers import is_set, name_of_set, short_name
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import Answers, AnyResult, Scores, score_answers
@@ -204,6 +205,8 @@ def facts_of(config: Mapping[str, Any], result: AnyResult, folder: RunFolder) ->
         rows = folder.read_metrics()
         speed = sum(row.images_per_second for row in rows) / max(len(rows), 1)
         facts["training"] = f"{len(rows)} epochs, {speed:.0f} images/s, {sum(row.seconds for row in rows):.0f} s"
+    if rate := folder.read_input_rate():
+        facts["input"] = InputRate.from_json(rate).sentence()
     facts.update({name: str(value) for name, value in folder.read_versions().items() if value is not None})
     return facts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from scalablevit.benchmarking.cost import count_macs, count_parameters
-from scalablevit.classification.augmentation import Augmentation
+from scalablevit.classification.augmentation import Augmentation, RandomCrop
 from scalablevit.classification.class_folders import OTHER_IMAGE_SUFFIXES
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.data import (
@@ -25,6 +26,7 @@ from scalablevit.classification.data import (
 )
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.initial_weights import InitialWeights, build_from, load_into, read_initial_weights
+from scalablevit.classification.input_rate import TimedLoader, measure_reading
 from scalablevit.classification.planning import Choice, Plan, count_steps, decide, estimate_memory_mb, survey
 from scalablevit.classification.sources import Parts, TrainingData, find_training_data, left_out_files
 from scalablevit.classification.stopping import shield_worker
@@ -82,14 +84,14 @@ class Prepared:
         config, preprocessing, data = self.config, self.preprocessing, self.data
         assert config.workers is not None
         assert config.batch_size is not None
-        train_images, val_images = (self._decode(images) for images in (data.training, data.validation))
+        train_images, val_images = self._decode(data.training, at_least=self._side()), self._decode(data.validation)
         common: dict[str, Any] = {
             "num_workers": config.workers,
             "persistent_workers": config.workers > 0,
             "collate_fn": collate,
             "worker_init_fn": shield_worker,
         }
-        train_loader = DataLoader(
+        train_loader = TimedLoader(
             TrainingSet(train_images, data.training, self._augmentation(), seed=config.seed),
             config.batch_size,
             sampler=EpochSampler(len(data.training), seed=config.seed),
@@ -99,6 +101,15 @@ class Prepared:
         )
         val_set = EvaluationSet(val_images, data.validation, preprocessing)
         return train_loader, DataLoader(val_set, max(config.batch_size, 256), **common)
+
+    def measure_reading(self) -> float | None:
+        """Images per second that reading and augmenting give by themselves, in some seconds; None for a small set."""
+        config = self.config
+        assert config.workers is not None
+        assert config.batch_size is not None
+        images = DecodedImages(self.data.training.paths, self.preprocessing.channels, limit_mb=0, at_least=self._side())
+        dataset = TrainingSet(images, self.data.training, self._augmentation(), seed=config.seed)
+        return measure_reading(dataset, batch_size=config.batch_size, workers=config.workers)
 
     def plan(self) -> Plan:
         """What the run will do and need."""
@@ -116,10 +127,16 @@ class Prepared:
             memory_mb=estimate_memory_mb(model, self.config),
         )
 
-    def _decode(self, images: LabelledImages) -> DecodedImages:
-        decoded = DecodedImages(images.paths, self.preprocessing.channels, limit_mb=self.config.memory_mb)
+    def _decode(self, images: LabelledImages, at_least: int | None = None) -> DecodedImages:
+        channels, limit_mb = self.preprocessing.channels, self.config.memory_mb
+        decoded = DecodedImages(images.paths, channels, limit_mb=limit_mb, at_least=at_least)
         self.unreadable.add(decoded.unreadable)
         return decoded
+
+    def _side(self) -> int:
+        assert self.config.size is not None
+        assert self.config.random_crop is not None
+        return side_needed(self.config.size, self.config.random_crop, self.config.smallest_area)
 
     def _augmentation(self) -> Augmentation:
         config = self.config
@@ -132,6 +149,17 @@ class Prepared:
             flip=config.flip,
             erasing=config.erasing,
         )
+
+
+def side_needed(size: tuple[int, int], random_crop: RandomCrop, smallest_area: float) -> int:
+    """How many pixels the shorter side of an image needs, so that no part that training cuts out has to be enlarged.
+
+    Of a square image, the smallest part with the ratio 3:4 has a shorter side of sqrt(3/4 area); of others a longer one.
+    Images that are resized as a whole keep twice the pixels, from which the resize takes its means.
+    """
+    if random_crop == "resize":
+        return math.ceil(max(size) / math.sqrt(smallest_area * 3 / 4))
+    return 2 * max(size)
 
 
 def prepare(data: str | Path, config: TrainConfig) -> Prepared:
