@@ -154,7 +154,7 @@ class Prepared:
 def side_needed(size: tuple[int, int], random_crop: RandomCrop, smallest_area: float) -> int:
     """How many pixels the shorter side of an image needs, so that no part that training cuts out has to be enlarged.
 
-    Of a square image, the smallest part with the ratio 3:4 has a shorter side of sqrt(3/4 area); of others a longer one.
+    Of a square image, the smallest part with the ratio 3:4 has a shorter side of sqrt(3/4 area), of others more.
     Images that are resized as a whole keep twice the pixels, from which the resize takes its means.
     """
     if random_crop == "resize":

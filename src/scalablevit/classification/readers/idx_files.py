@@ -56,10 +56,11 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise ValueError(f"{path} cannot be unpacked ({error}): replace it") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is not an idx file of bytes (its first bytes are {content[:4].hex()}): replace it")
-    axes = content[3]
-    start = 4 + 4 * axes
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise ValueError(f"{path} ends within its header: replace it")
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-    if len(shape) != axes or len(content) - start != math.prod(shape):
+    if len(content) - start != math.prod(shape):
         raise ValueError(f"{path} holds {len(content) - start} bytes, but says it has {shape}: replace it")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 

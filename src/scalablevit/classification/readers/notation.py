@@ -12,6 +12,8 @@ KINDS = {
     "wds": "wds/FOLDER, a folder of WebDataset shards",
 }
 
+REMOTE = ("pipe:", "http:", "https:", "s3:", "gs:", "hf:")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SetName:
@@ -51,7 +53,8 @@ def parse_set_name(data: str) -> SetName:
     """
     kind, _, rest = data.partition("/")
     kind = kind.lower()
-    name, colon, folder = rest.rpartition(":") if ":" in rest else (rest, "", "")
+    is_address = "::" in rest or rest.startswith(REMOTE)  # whose colons part nothing here
+    name, colon, folder = rest.rpartition(":") if ":" in rest and not is_address else (rest, "", "")
     if not name or (colon and not folder):
         raise ValueError(f"data is {data!r}; give {KINDS[kind]}")
     return SetName(kind=kind, name=name, folder=Path(folder) if folder else None)

@@ -27,7 +27,7 @@ from scalablevit.classification.readers.image_set import (
     read_class_names,
     stored_images,
 )
-from scalablevit.classification.readers.notation import SetName
+from scalablevit.classification.readers.notation import REMOTE, SetName
 
 INFO_FILES = ("_info.json", "info.json")  # timm's
 
@@ -88,7 +88,7 @@ def open_shards(name: SetName, target_key: str | None) -> ImageSet:
         ValueError: If there is no such folder, or no shard in it.
     """
     folder = Path(name.name)
-    if "::" in name.name or name.name.startswith(("pipe:", "http:", "https:", "s3:", "gs:")):
+    if "::" in name.name or name.name.startswith(REMOTE):
         raise ValueError(
             f"{name} is not on a disk: shards are read by position, so copy or mount them, and name a folder"
         )
