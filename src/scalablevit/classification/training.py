@@ -63,7 +63,8 @@ def train(
     The same options and seed give the same weights, on the same machine and with the same number of threads.
 
     Args:
-        data: A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file, or ``"sample"`` for
+        data: A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file, a folder of idx
+            files, a set by its name (``"torch/NAME:FOLDER"``, ``"hfds/NAME"``, ``"wds/FOLDER"``), or ``"sample"`` for
             the embedded images.
         out: The run folder to make.
         overwrite: Whether an earlier run folder there is replaced.

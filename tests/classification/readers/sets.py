@@ -5,8 +5,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+NAMES = ("top", "middle", "bottom")
 COUNTS = {"train": 30, "test": 12}
 
 
@@ -45,3 +47,33 @@ def write_idx(folder: Path, opened=open, suffix: str = "") -> Path:
             with opened(folder / f"{prefix}-{kind}-ubyte{suffix}", "wb") as file:
                 file.write(idx(array))
     return folder
+
+
+def write_shards(
+    folder: Path, split="train", per_shard=7, name="{split}-{number:06d}.tar", damaged=None, **others
+) -> list[Path]:
+    """Shards as WebDataset itself writes them, one image of them damaged if need be; returns the tar files."""
+    webdataset = pytest.importorskip("webdataset")
+    folder.mkdir(parents=True, exist_ok=True)
+    images, shards = [png(image) for image in pixels(split)], []
+    if damaged is not None:
+        images[damaged] = images[damaged][:60]
+    for number, first in enumerate(range(0, len(images), per_shard)):
+        shards.append(folder / name.format(split=split, number=number))
+        with webdataset.TarWriter(str(shards[-1])) as writer:
+            for index in range(first, min(first + per_shard, len(images))):
+                label = labels(split)[index]
+                sample = {"png": images[index], "cls": str(label).encode()}
+                writer.write({"__key__": f"{split}/{index:05d}", **sample, **{k: v(label) for k, v in others.items()}})
+    return shards
+
+
+def table(split: str, names=NAMES, **columns):
+    """A table of Hugging Face's of the images as PNG files; further columns are a kind and the values."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    features.update({name: kind for name, (kind, _) in columns.items()})
+    cells = {"image": [{"bytes": png(image), "path": None} for image in pixels(split)], "label": labels(split)}
+    return datasets.Dataset.from_dict(
+        cells | {name: values for name, (_, values) in columns.items()}, features=features
+    )

@@ -8,7 +8,7 @@ from scalablevit.images import read_image
 from tests.classification.readers import sets
 
 datasets = pytest.importorskip("datasets")
-NAMES = ("top", "middle", "bottom")
+NAMES = sets.NAMES
 
 
 @pytest.fixture(autouse=True)
@@ -17,19 +17,10 @@ def offline(monkeypatch):
     datasets.disable_progress_bars()
 
 
-def table(split, label=None, **columns):
-    """A table of a set's images as PNG files."""
-    features = datasets.Features({"image": datasets.Image(), "label": label or datasets.ClassLabel(names=list(NAMES))})
-    features.update({name: kind for name, (kind, _) in columns.items()})
-    cells = {"image": [{"bytes": sets.png(image), "path": None} for image in sets.pixels(split)]}
-    cells |= {"label": sets.labels(split)} | {name: values for name, (_, values) in columns.items()}
-    return datasets.Dataset.from_dict(cells, features=features)
-
-
 def write_parquet(folder):
     for split in ("train", "test"):
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        table(split).to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+        sets.table(split).to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
     return folder
 
 
@@ -50,7 +41,7 @@ def test_a_folder_of_parquet_files(tmp_path):
 
 
 def test_a_folder_that_save_to_disk_wrote(tmp_path):
-    datasets.DatasetDict({split: table(split) for split in ("train", "test")}).save_to_disk(str(tmp_path / "set"))
+    datasets.DatasetDict({split: sets.table(split) for split in ("train", "test")}).save_to_disk(str(tmp_path / "set"))
     image_set = open_set(f"hfds/{tmp_path / 'set'}")
     check(image_set.images("test"), "test")
 
@@ -79,12 +70,12 @@ def saved(tmp_path, part):
 
 def test_the_column_of_labels_is_found_or_given(tmp_path):
     fine = (datasets.ClassLabel(names=["a", "b", "c", "d"]), [3] * 30)
-    data = saved(tmp_path, table("train", fine=fine))
+    data = saved(tmp_path, sets.table("train", fine=fine))
     assert open_set(data).images("train").classes == NAMES
     assert open_set(data, target_key="fine").images("train").classes == ("a", "b", "c", "d")
     with pytest.raises(ValueError, match="has no column 'fin', but image, label, fine"):
         open_set(data, target_key="fin").images("train")
-    data = saved(tmp_path / "2", table("train", fine=fine).rename_column("label", "coarse"))
+    data = saved(tmp_path / "2", sets.table("train", fine=fine).rename_column("label", "coarse"))
     with pytest.raises(
         ValueError, match=r"several columns of classes; its columns are image, coarse, fine.*--target-key"
     ):
@@ -92,17 +83,17 @@ def test_the_column_of_labels_is_found_or_given(tmp_path):
 
 
 def test_names_and_lists_are_labels_too(tmp_path):
-    words = table("train", word=(datasets.Value("string"), [NAMES[label] for label in sets.labels("train")]))
+    words = sets.table("train", word=(datasets.Value("string"), [NAMES[label] for label in sets.labels("train")]))
     images = open_set(saved(tmp_path, words), target_key="word").images("train")
     assert images.classes == tuple(sorted(NAMES))
     several = (datasets.List(datasets.ClassLabel(names=list(NAMES))), [[0, 2], [], [1]] * 10)
-    images = open_set(saved(tmp_path / "2", table("train", several=several)), target_key="several").images("train")
+    images = open_set(saved(tmp_path / "2", sets.table("train", several=several)), target_key="several").images("train")
     assert images.multi_label
     assert images.targets()[:3].tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
 
 
 def test_a_part_without_labels_is_refused(tmp_path):
-    part = table("train", hidden=(datasets.Value("int64"), [-1] * 30))
+    part = sets.table("train", hidden=(datasets.Value("int64"), [-1] * 30))
     with pytest.raises(ValueError, match="image 0 has the label -1"):
         open_set(saved(tmp_path, part), target_key="hidden").images("train")
 
@@ -111,7 +102,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         open_set(f"hfds/{tmp_path}/nothing")
     with pytest.raises(ValueError, match="has no column of images, but label"):
-        open_set(saved(tmp_path, table("train").remove_columns("image"))).images("train")
+        open_set(saved(tmp_path, sets.table("train").remove_columns("image"))).images("train")
     with pytest.raises(ValueError, match=r"hfids/x: sets are not streamed.*give hfds/x"):
         open_set("hfids/x")
 

@@ -18,20 +18,6 @@ from tests.classification.readers import sets
 webdataset = pytest.importorskip("webdataset")
 
 
-def write_shards(folder, split="train", per_shard=7, name="{split}-{number:06d}.tar", **others):
-    """Shards as WebDataset itself writes them; returns the tar files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    images, shards = sets.pixels(split), []
-    for number, first in enumerate(range(0, len(images), per_shard)):
-        shards.append(folder / name.format(split=split, number=number))
-        with webdataset.TarWriter(str(shards[-1])) as writer:
-            for index in range(first, min(first + per_shard, len(images))):
-                label = sets.labels(split)[index]
-                sample = {"png": sets.png(images[index]), "cls": str(label).encode()}
-                writer.write({"__key__": f"{split}/{index:05d}", **sample, **{k: v(label) for k, v in others.items()}})
-    return shards
-
-
 def read_shard(shard):
     """The samples of a shard as WebDataset reads them."""
     with shard.open("rb") as file:
@@ -40,7 +26,7 @@ def read_shard(shard):
 
 
 def test_samples_are_those_that_webdataset_reads(tmp_path):
-    shards = write_shards(tmp_path)
+    shards = sets.write_shards(tmp_path)
     images = open_set(f"wds/{tmp_path}").images("train")
     theirs = [sample for shard in shards for sample in read_shard(shard)]
     assert len(images) == len(theirs) == 30
@@ -54,7 +40,7 @@ def test_samples_are_those_that_webdataset_reads(tmp_path):
 # Python warns of forks in a process with threads, which is what a loader's workers are.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_two_nodes_with_two_workers_each_see_each_sample_once_an_epoch(tmp_path):
-    write_shards(tmp_path)
+    sets.write_shards(tmp_path)
     images = open_set(f"wds/{tmp_path}").images("train")
     preprocessing = Preprocessing(size=(28, 28), channels=1, mean=(0.5,), std=(0.5,))
     augmentation = Augmentation(
@@ -73,17 +59,17 @@ def test_two_nodes_with_two_workers_each_see_each_sample_once_an_epoch(tmp_path)
 
 
 def test_parts_are_told_by_names_folders_or_the_info_file(tmp_path):
-    write_shards(tmp_path / "names", "train")
-    write_shards(tmp_path / "names", "test", name="x-{split}-{number}.tar")
+    sets.write_shards(tmp_path / "names", "train")
+    sets.write_shards(tmp_path / "names", "test", name="x-{split}-{number}.tar")
     assert list(open_set(f"wds/{tmp_path / 'names'}").splits) == ["train", "test"]
-    write_shards(tmp_path / "folders" / "train", "train", name="{number:04d}.tar")
-    write_shards(tmp_path / "folders" / "validation", "test", name="{number:04d}.tar")
+    sets.write_shards(tmp_path / "folders" / "train", "train", name="{number:04d}.tar")
+    sets.write_shards(tmp_path / "folders" / "validation", "test", name="{number:04d}.tar")
     image_set = open_set(f"wds/{tmp_path / 'folders'}")
     assert (image_set.find("train"), image_set.find("val")) == ("train", "validation")
     assert len(image_set.images("val")) == 12
-    write_shards(tmp_path / "plain", "train", name="{number:04d}.tar")
+    sets.write_shards(tmp_path / "plain", "train", name="{number:04d}.tar")
     assert list(open_set(f"wds/{tmp_path / 'plain'}").splits) == ["all"]
-    shards = write_shards(tmp_path / "info", "train", name="part_{number}.tar")
+    shards = sets.write_shards(tmp_path / "info", "train", name="part_{number}.tar")
     info = {"splits": {"train": {"filenames": [shard.name for shard in shards[:2]]}}}
     (tmp_path / "info" / "_info.json").write_text(json.dumps(info))
     assert len(open_set(f"wds/{tmp_path / 'info'}").images("train")) == 14
@@ -91,11 +77,11 @@ def test_parts_are_told_by_names_folders_or_the_info_file(tmp_path):
 
 def test_labels_are_numbers_names_or_fields(tmp_path):
     names = ("top", "middle", "bottom")
-    write_shards(tmp_path / "a", cls=lambda label: names[label].encode())
+    sets.write_shards(tmp_path / "a", cls=lambda label: names[label].encode())
     images = open_set(f"wds/{tmp_path / 'a'}").images("train")
     assert images.classes == ("bottom", "middle", "top")
     assert [images.classes[label] for label in images.targets()[:3]] == list(names)
-    write_shards(tmp_path / "b", json=lambda label: json.dumps({"kind": label}).encode())
+    sets.write_shards(tmp_path / "b", json=lambda label: json.dumps({"kind": label}).encode())
     (tmp_path / "b" / "classes.txt").write_text("\n".join(names))
     images = open_set(f"wds/{tmp_path / 'b'}", target_key="kind").images("train")
     assert images.classes == names
@@ -114,7 +100,7 @@ def test_what_is_wrong_with_shards_is_said(tmp_path):
         images(tmp_path)
     with pytest.raises(ValueError, match="copy or mount them"):
         images("https://example.org/x-{000..009}.tar")
-    (shard,) = write_shards(tmp_path / "a", per_shard=30)
+    (shard,) = sets.write_shards(tmp_path / "a", per_shard=30)
     shard.write_bytes(shard.read_bytes()[:3000])
     with pytest.raises(ValueError, match=r"000000\.tar (cannot be read|: the sample|.*has no)"):
         images(tmp_path / "a")
