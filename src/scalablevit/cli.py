@@ -228,12 +228,12 @@ def _train(arguments: Namespace) -> None:
         callbacks=[ProgressDisplay()],
         **options,
     )
+    if rate := RunFolder(result.run).read_input_rate():
+        print(f"last epoch: {InputRate.from_json(rate).sentence()}")
     print(
         f"{result.run}: val {result.scores.headline()}, of epoch {result.best_epoch} of {result.epochs};"
         f" {result.seconds:.0f} s in all. Report: {result.run / 'report' / 'index.html'}"
     )
-    if rate := RunFolder(result.run).read_input_rate():
-        print(f"last epoch: {InputRate.from_json(rate).sentence()}")
     skipped = {**RunFolder(result.run).read_skipped(), **result.scores.skipped}
     if skipped:
         print(f"{len(skipped)} images could not be read and were skipped; the report lists them")

@@ -63,8 +63,8 @@ def evaluate(
     Args:
         run: A run folder, or a folder by `save_model` with labels.
         data: A folder with val/, or of class folders, or any other form that `train` takes.
-        split: ``"train"``, ``"val"`` or ``"test"``, or a part of a set; None: for a run's own data what it was validated
-            with, else val where the data are told apart, else all images.
+        split: ``"train"``, ``"val"`` or ``"test"``, or a part of a set; None: for a run's own data what it was
+            validated with, else val where the data are told apart, else all images.
         batch_size: Images at once.
         workers: Processes that read images; 0: this one does.
         device: Where to compute, for example ``"cuda"``; None: the machine's accelerator if it has one.
