@@ -1,6 +1,7 @@
 """The command line: what it prints, what it needs, and one line for each mistake."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
