@@ -1,6 +1,7 @@
 """The command line: what it prints, what it needs, and one line for each mistake."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,16 +81,19 @@ def test_training_tells_how_it_goes(data, tmp_path, capsys):
     lines = captured.out.splitlines()
     assert "channels 1: all images are grey" in lines[: len(CHOSEN)]
     lines = lines[len(CHOSEN) :]
-    assert len(lines) == 4
+    assert len(lines) == 6
     assert lines[0].startswith("scalablevit_nano with 1.17 M")
     assert "48 images of 3 classes, at 8x8 pixels in grey" in lines[0]
-    for epoch, line in enumerate(lines[1:3], 1):
+    for line, start in ((lines[2], "reads "), (lines[4], "last epoch: reads ")):
+        assert line.startswith(start)
+        assert re.search(r"images/s, trains [\d,]+ images/s(: the network is|: reading is|, in turn)", line)
+    for epoch, line in enumerate(lines[1:4:2], 1):
         assert line.startswith(f"epoch {epoch}/2  loss ")
         for part in ("val loss", "val top-1", "lr", "images/s", "left"):
             assert part in line
     top1 = json.loads((tmp_path / "run" / "evaluate.json").read_text())["top1"]
-    assert lines[3].startswith(f"{tmp_path / 'run'}: val top-1 {top1:.1f} %")
-    assert lines[3].endswith(f"Report: {tmp_path / 'run' / 'report' / 'index.html'}")
+    assert lines[5].startswith(f"{tmp_path / 'run'}: val top-1 {top1:.1f} %")
+    assert lines[5].endswith(f"Report: {tmp_path / 'run' / 'report' / 'index.html'}")
 
 
 def test_evaluates(own_run, data, capsys):

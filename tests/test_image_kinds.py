@@ -239,3 +239,26 @@ def test_damaged_exif_data_leave_the_pixels_alone(tmp_path, ending, damaged):
     )
     assert pixels(path, 1) == [[7] * 16] * 16
     assert decoded_bytes(path, 3) == 16 * 16 * 4  # Pillow keeps a spare byte beside the three of a colour
+
+
+def test_a_jpeg_is_decoded_at_the_size_that_is_needed(tmp_path):
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    coarse.resize((400, 300), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    whole = read_image(tmp_path / "a.jpg", 3)
+    for at_least, side in ((None, 300), (301, 300), (151, 300), (150, 150), (76, 150), (75, 75), (37, 38), (8, 38)):
+        image = read_image(tmp_path / "a.jpg", 3, at_least=at_least)
+        assert min(image.size) == side
+        assert at_least is None or min(image.size) >= min(at_least, 300)
+    part = np.asarray(read_image(tmp_path / "a.jpg", 3, at_least=150), dtype=float)
+    expected = np.asarray(whole.resize((200, 150), Image.Resampling.BOX), dtype=float)
+    assert np.abs(part - expected).mean() < 3
+    coarse.resize((400, 300)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", 3, at_least=10).size == (400, 300)
+
+
+def test_a_jpeg_on_its_side_is_turned_at_any_size(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new("RGB", (400, 300)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg", 3, at_least=150).size == (150, 200)

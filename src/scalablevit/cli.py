@@ -28,8 +28,10 @@ from scalablevit.suggestions import nearest_name
 
 DATA_HELP = (
     "A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file with the columns path, label"
-    " and optionally split, or 'sample' for the embedded images."
+    " and optionally split, a set by its name (torch/NAME:FOLDER, hfds/NAME, wds/FOLDER), or 'sample' for the embedded"
+    " images."
 )
+DOWNLOAD_HELP = "Fetch a set of torchvision's, torch/NAME:FOLDER, into its folder first, if it is not there."
 # Options that are one number or several.
 LISTS = {
     "size": "Height and width that images are given to the model in, in pixels; one number for both. Default: by the"
@@ -184,6 +186,7 @@ def _add_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", help="The run folder to make.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run folder there.")
     parser.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER", help=RESUME_HELP)
+    parser.add_argument("--download", action="store_true", help=DOWNLOAD_HELP)
     parser.add_argument("--dry_run", action="store_true", help="Say what would be trained on what, and stop.")
     parser.add_argument("--config", action="config", help="A YAML file with options, for example a run's config.yaml.")
     parser.add_class_arguments(TrainConfig, nested_key=None, skip=set(LISTS))
@@ -207,9 +210,12 @@ def _train(arguments: Namespace) -> None:
         raise ValueError("out is not given: name the run folder to make with --out")
     if data is None and not is_resumed:
         raise ValueError(f"data is not given: name it after 'train'. {DATA_HELP}")
+    if arguments.download and not is_resumed:
+        _download(data)
     if arguments.dry_run:
         _plan(arguments, options)
         return
+    from scalablevit.classification.input_rate import InputRate
     from scalablevit.classification.progress import ProgressDisplay
     from scalablevit.classification.run_folder import RunFolder
     from scalablevit.classification.training import train
@@ -222,6 +228,8 @@ def _train(arguments: Namespace) -> None:
         callbacks=[ProgressDisplay()],
         **options,
     )
+    if rate := RunFolder(result.run).read_input_rate():
+        print(f"last epoch: {InputRate.from_json(rate).sentence()}")
     print(
         f"{result.run}: val {result.scores.headline()}, of epoch {result.best_epoch} of {result.epochs};"
         f" {result.seconds:.0f} s in all. Report: {result.run / 'report' / 'index.html'}"
@@ -229,6 +237,12 @@ def _train(arguments: Namespace) -> None:
     skipped = {**RunFolder(result.run).read_skipped(), **result.scores.skipped}
     if skipped:
         print(f"{len(skipped)} images could not be read and were skipped; the report lists them")
+
+
+def _download(data: str) -> None:
+    from scalablevit.classification.readers import download_set
+
+    download_set(data)
 
 
 def _resumed_folder(arguments: Namespace) -> str | None:
@@ -245,7 +259,11 @@ def _plan(arguments: Namespace, options: dict[str, Any]) -> None:
     from scalablevit.classification.run_folder import RunFolder
     from scalablevit.display import show_plan
 
-    show_plan(prepare(arguments.data, TrainConfig(**options)).plan())
+    prepared = prepare(arguments.data, TrainConfig(**options))
+    show_plan(prepared.plan())
+    reading = prepared.measure_reading()
+    if reading is not None:
+        print(f"reading and augmenting alone: {reading:,.0f} images/s with {prepared.config.workers} workers")
     is_taken = RunFolder(Path(arguments.out)).is_run_folder()
     print(
         f"nothing was trained; the run would go to {arguments.out}{', which holds an earlier run' if is_taken else ''}"
@@ -255,7 +273,9 @@ def _plan(arguments: Namespace, options: dict[str, Any]) -> None:
 def _add_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("data", help=DATA_HELP)
-    parser.add_argument("--split", help="train, val or test; default: val, or all where the data are not told apart.")
+    parser.add_argument(
+        "--split", help="train, val, test, or a split of a set; default: val, or all where the data are not told apart."
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="Images at once.")
     parser.add_argument("--workers", type=int, default=0, help="Processes that read images; 0: this one does.")
     parser.add_argument("--max_unreadable", type=float, default=0.01, help="The fraction that may be unreadable.")
@@ -314,6 +334,10 @@ def _add_check_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("data", help=DATA_HELP)
     parser.add_argument("--seed", type=int, default=0, help="Which images are drawn for validation, as in training.")
     parser.add_argument("--val_fraction", type=float, default=0.2, help="How many of each class are drawn.")
+    parser.add_argument("--train_split", help="Of a set by its name, or of idx files, as in training.")
+    parser.add_argument("--val_split", help="The same.")
+    parser.add_argument("--target_key", help="The column, or the field, that holds the label, as in training.")
+    parser.add_argument("--download", action="store_true", help=DOWNLOAD_HELP)
     parser.add_argument("--json", action="store_true", help="Print all that was found as JSON.")
 
 
@@ -321,7 +345,10 @@ def _check(arguments: Namespace) -> int:
     from scalablevit.classification.checking import check
     from scalablevit.display import show_check
 
-    result = check(arguments.data, seed=arguments.seed, val_fraction=arguments.val_fraction)
+    if arguments.download:
+        _download(arguments.data)
+    names = ("seed", "val_fraction", "train_split", "val_split", "target_key")
+    result = check(arguments.data, **{name: arguments[name] for name in names})
     problems = result.problems()
     if arguments.json:
         print(json.dumps({**asdict(result), "problems": problems}, ensure_ascii=False))

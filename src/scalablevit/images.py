@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -40,7 +42,51 @@ _DAMAGE = (
 )
 
 
-def read_image(path: str | Path, channels: int) -> Image.Image:
+class ImageStore(Protocol):
+    """What holds images that are no files of their own."""
+
+    def read(self, index: int) -> bytes:
+        """The content of one, in a format that Pillow reads."""
+
+    def name(self, index: int) -> str:
+        """How people are told of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image that is no file of its own: a row of a table, a member of an archive, a part of an array.
+
+    What reads image files reads it, too.
+
+    Args:
+        store: What holds it.
+        index: Which one it is.
+    """
+
+    store: ImageStore
+    index: int
+
+    def __str__(self) -> str:
+        return self.store.name(self.index)
+
+    @property
+    def name(self) -> str:
+        """The last part of what people are told of it."""
+        return Path(str(self)).name
+
+    def read_bytes(self) -> bytes:
+        """Its content."""
+        return self.store.read(self.index)
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Its content, as a file."""
+        return io.BytesIO(self.read_bytes())
+
+
+ImagePlace = Path | StoredImage
+
+
+def read_image(path: str | ImagePlace, channels: int, *, at_least: int | None = None) -> Image.Image:
     """An image file, decoded, turned upright as its EXIF data say, and converted to grey or colour, 8 bits each.
 
     Of several frames or pages, the first is read. Transparent pixels are shown on white, as on a page: the colour
@@ -51,6 +97,8 @@ def read_image(path: str | Path, channels: int) -> Image.Image:
     Args:
         path: The file. Its content says of what kind it is, not the ending of its name.
         channels: 1 for grey, 3 for colour.
+        at_least: A JPEG may be decoded to a half, a quarter or an eighth of its size, which is faster, as long as its
+            shorter side keeps so many pixels; None: it is decoded in full, as timm does it.
 
     Raises:
         ValueError: If the file is not a readable image, has more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million
@@ -59,6 +107,9 @@ def read_image(path: str | Path, channels: int) -> Image.Image:
     """
     mode = _MODES[channels]
     with _opened(path) as image:
+        if at_least is not None and min(image.size) >= 2 * at_least:
+            # A square box: the sides may be exchanged below. Pillow halves no further than to sides of at least that.
+            image.draft(None, (at_least, at_least))
         image.load()  # first, since PNG may hold EXIF data after the pixels, and TIFF turns itself
         turn = _TURNS.get(_orientation(image))
         converted = _convert(image, mode)
@@ -77,7 +128,7 @@ class ImageHeader(NamedTuple):
     is_grey: bool
 
 
-def read_header(path: str | Path) -> ImageHeader:
+def read_header(path: str | ImagePlace) -> ImageHeader:
     """Size and kind of an image file, without its pixels.
 
     Raises:
@@ -88,7 +139,7 @@ def read_header(path: str | Path) -> ImageHeader:
         return ImageHeader(size=image.size, is_grey=image.mode in _GREY_MODES)
 
 
-def decoded_bytes(path: str | Path, channels: int) -> int:
+def decoded_bytes(path: str | ImagePlace, channels: int) -> int:
     """How much memory an image file takes when read with 1 or 3 channels; only its header is read.
 
     Raises:
@@ -104,27 +155,32 @@ class _UnknownScaleError(ValueError):
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | ImagePlace) -> Iterator[Image.Image]:
     """An image file, with its header read. What goes wrong until the end of the block is said with the file's name."""
     try:
         with warnings.catch_warnings():
             # Of sizes below the limit, and of metadata that nobody here needs. What matters, Pillow raises.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             # Given a name, Pillow 13.0 maps raw TIFF into memory, and scrambles it where EXIF says a quarter turn.
-            with Path(path).open("rb") as file, Image.open(file) as image:
+            with as_place(path).open("rb") as file, Image.open(file) as image:
                 yield image
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"{path} {_complaint(Path(path), error)}") from error
+        raise kind(f"{path} {_complaint(as_place(path), error)}") from error
 
 
-def _complaint(path: Path, error: Exception) -> str:
+def as_place(path: str | ImagePlace) -> ImagePlace:
+    """The same, with a path for a string."""
+    return Path(path) if isinstance(path, str) else path
+
+
+def _complaint(path: ImagePlace, error: Exception) -> str:
     """What is wrong with a file, and the way out, in one line."""
     reason = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, _UnknownScaleError):
         return reason
     if isinstance(error, FileNotFoundError):
-        if path.is_symlink():
+        if isinstance(path, Path) and path.is_symlink():
             return f"is a link to {path.readlink()}, which does not exist: mend or remove the link"
         return "does not exist: give the path of an image file"
     if isinstance(error, IsADirectoryError):
@@ -134,7 +190,7 @@ def _complaint(path: Path, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"is too large ({reason}): shrink or remove it, or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
     if isinstance(error, UnidentifiedImageError):
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if isinstance(path, Path) else len(path.read_bytes())) == 0:
             return "is empty (0 bytes): replace or remove it"
         return "is not an image, or of a kind that Pillow cannot read: convert or remove it"
     return f"cannot be read as an image ({reason}): replace or remove it"

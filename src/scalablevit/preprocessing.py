@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from scalablevit.images import read_image
+from scalablevit.images import ImagePlace, read_image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
@@ -104,7 +103,7 @@ class Preprocessing:
             "crop_mode": self.crop_mode,
         }
 
-    def load(self, path: str | Path) -> Tensor:
+    def load(self, path: str | ImagePlace) -> Tensor:
         """The pixels (c, h, w) of an image file.
 
         Raises:
@@ -137,7 +136,7 @@ class Preprocessing:
         )
 
 
-def measure_preprocessing(paths: Sequence[str | Path], *, size: tuple[int, int], channels: int) -> Preprocessing:
+def measure_preprocessing(paths: Sequence[str | ImagePlace], *, size: tuple[int, int], channels: int) -> Preprocessing:
     """A `Preprocessing` with the mean and standard deviation of some images.
 
     Args:

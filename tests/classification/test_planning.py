@@ -9,7 +9,7 @@ from scalablevit.benchmarking.cost import count_parameters
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.planning import Survey, count_steps, decide, estimate_memory_mb, survey
-from scalablevit.classification.preparation import prepare
+from scalablevit.classification.preparation import prepare, side_needed
 
 
 def images(count):
@@ -95,3 +95,12 @@ def test_a_plan_says_what_will_be_trained(data):
     assert plan.parameters == count_parameters(scalablevit_nano(3, channels=1))
     assert plan.memory_mb > 10
     assert torch.tensor(plan.macs) > 0
+
+
+@pytest.mark.parametrize(
+    ("crop", "area", "side"), [("resize", 0.75, 299), ("resize", 0.35, 438), ("resize", 0.08, 915), ("none", 0.35, 448)]
+)
+def test_a_part_that_is_cut_out_never_has_to_be_enlarged(crop, area, side):
+    assert side_needed((224, 224), crop, area) == side
+    # The smallest part of a square image of that side, at the ratio 3:4, still has as many pixels as the model takes.
+    assert crop == "none" or side * (area * 3 / 4) ** 0.5 >= 224

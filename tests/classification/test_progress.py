@@ -42,9 +42,9 @@ def test_a_file_gets_plain_lines_and_more_of_them_in_long_epochs(data, tmp_path)
     train(data, tmp_path / "chatty", **TINY, callbacks=[ProgressDisplay(chatty, interval_s=0)])
     notes = quiet.file.getvalue().splitlines()[: len(CHOSEN)]
     assert [line.split()[0] for line in notes] == list(CHOSEN)
-    assert len(quiet.file.getvalue().splitlines()) == len(CHOSEN) + 1 + 2
+    assert len(quiet.file.getvalue().splitlines()) == len(CHOSEN) + 1 + 2 + 1  # what limits the run
     lines = chatty.file.getvalue().splitlines()[len(CHOSEN) :]
-    assert len(lines) == 1 + 2 + 2 * 3  # three steps of 16 of the 48 images in each epoch
+    assert len(lines) == 1 + 2 + 1 + 2 * 3  # three steps of 16 of the 48 images in each epoch
     assert lines[1].startswith("epoch 1/2  step 1  loss ")
     assert "\x1b" not in chatty.file.getvalue()
 

@@ -43,7 +43,12 @@ def test_learns(data, tmp_path):
 def test_leaves_all_that_is_promised(run, data):
     folder = RunFolder(run.run)
     names = {"config.yaml", "model.safetensors", "config.json", "checkpoints", "metrics.csv", "evaluate.json"}
-    assert {path.name for path in run.run.iterdir()} == names | {"versions.json", "images.json", "report"}
+    assert {path.name for path in run.run.iterdir()} == names | {
+        "versions.json",
+        "images.json",
+        "input_rate.json",
+        "report",
+    }
     assert {path.name for path in folder.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     with Image.open(folder.report / "curves.png") as image:
         assert image.format == "PNG"

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from scalablevit.classification.class_folders import other_files
 from scalablevit.classification.images import LabelledImages
-from scalablevit.classification.sources import find_training_data, locate
-from scalablevit.images import read_header, read_image
+from scalablevit.classification.sources import Parts, find_training_data, left_out_files
+from scalablevit.images import ImagePlace, read_header, read_image
 
 IMBALANCE = 10  # the largest class to the smallest; from here on it is worth a word
 
@@ -96,19 +95,30 @@ class _Seen:
     problem: str
 
 
-def check(data: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> CheckResult:
+def check(
+    data: str | Path,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    target_key: str | None = None,
+) -> CheckResult:
     """Reads every image of a data set as training would, and says what is wrong.
 
     Args:
         data: As in `train`.
         seed: As in `train`; says which images are drawn for validation.
         val_fraction: As in `train`.
+        train_split: As in `train`.
+        val_split: As in `train`.
+        target_key: As in `train`.
 
     Raises:
         ValueError: If the data are not of a form that training takes, or no image can be read.
     """
-    place = locate(data)
-    found = find_training_data(data, seed=seed, val_fraction=val_fraction, allow_empty=True)
+    chosen = Parts(train_split=train_split, val_split=val_split, target_key=target_key)
+    found = find_training_data(data, seed=seed, val_fraction=val_fraction, allow_empty=True, parts=chosen)
     parts = {"train": found.training, "val": found.validation}
     paths = list(dict.fromkeys(path for part in parts.values() for path in part.paths))
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
@@ -126,7 +136,7 @@ def check(data: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Chec
         shared=shared,
         repeated=repeated,
         conflicting=conflicting,
-        ignored=tuple(map(str, other_files(place))) if place.is_dir() else (),
+        ignored=tuple(map(str, left_out_files(data))),
         smallest=by_pixels[0],
         median=(round(median(size[0] for size in by_pixels)), round(median(size[1] for size in by_pixels))),
         largest=by_pixels[-1],
@@ -135,7 +145,7 @@ def check(data: str | Path, *, seed: int = 0, val_fraction: float = 0.2) -> Chec
     )
 
 
-def _look(path: Path) -> _Seen:
+def _look(path: ImagePlace) -> _Seen:
     try:
         header = read_header(path)
         read_image(path, 3)
@@ -149,15 +159,17 @@ def _look(path: Path) -> _Seen:
 Groups = tuple[tuple[str, ...], ...]
 
 
-def _repetitions(parts: Mapping[str, LabelledImages], seen: Mapping[Path, _Seen]) -> tuple[Groups, Groups, Groups]:
-    places: dict[str, list[tuple[str, Path, tuple[int, ...]]]] = defaultdict(list)
+def _repetitions(
+    parts: Mapping[str, LabelledImages], seen: Mapping[ImagePlace, _Seen]
+) -> tuple[Groups, Groups, Groups]:
+    places: dict[str, list[tuple[str, ImagePlace, tuple[int, ...]]]] = defaultdict(list)
     for split, part in parts.items():
         for path, labels in zip(part.paths, part.labels, strict=True):
             if not seen[path].problem:
                 places[seen[path].digest].append((split, path, labels))
     groups = [group for group in places.values() if len(group) > 1]
 
-    def files(chosen: Iterable[list[tuple[str, Path, tuple[int, ...]]]]) -> Groups:
+    def files(chosen: Iterable[list[tuple[str, ImagePlace, tuple[int, ...]]]]) -> Groups:
         return tuple(tuple(str(path) for _, path, _ in group) for group in chosen)
 
     return (

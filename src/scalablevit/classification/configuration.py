@@ -45,6 +45,11 @@ class TrainConfig:
         size: Height and width that images are given to the model in, in pixels; one number for both. Default: what the
             images have (the median of the shorter sides), but at most 224.
         channels: 1 for grey, 3 for colour. Default: what the images have.
+        train_split: Of a set by its name, or of idx files: the part to train on. Default: the one called train, or the
+            only one.
+        val_split: The part of it to validate with. Default: the one called val, validation, or the like; where there
+            is none, images are drawn from those to train on.
+        target_key: The column, or the field, that holds the label. Default: the only one of classes, or label.
         val_fraction: Of each class, where the data do not tell validation images apart.
         epochs: How often the model sees each image. Default: by the number of images.
         batch_size: Images per step, or, with `accumulate`, per part of a step. Default: 64, less for few images.
@@ -91,6 +96,9 @@ class TrainConfig:
     window_size: tuple[int, ...] | None = None
     size: tuple[int, int] | None = None
     channels: int | None = None
+    train_split: str | None = None
+    val_split: str | None = None
+    target_key: str | None = None
     val_fraction: float = 0.2
     epochs: int | None = None
     batch_size: int | None = None

@@ -110,6 +110,7 @@ def write_table(file: Path, parts: Iterable[tuple[str, LabelledImages]]) -> None
         writer.writerow(("path", "labels" if parts[0][1].multi_label else "label", "split"))
         for split, images in parts:
             for path, labels in zip(images.paths, images.labels, strict=True):
+                assert isinstance(path, Path)
                 row = path.absolute(), SEPARATORS[0].join(images.classes[label] for label in labels), split
                 try:
                     writer.writerow(row)

@@ -7,7 +7,6 @@ Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from scalablevit.classification.augmentation import Augmentation
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.randomness import Purpose, generator
-from scalablevit.images import decoded_bytes, read_image
+from scalablevit.images import ImagePlace, decoded_bytes, read_image
 from scalablevit.preprocessing import Preprocessing
 
 
@@ -93,14 +92,18 @@ class DecodedImages:
         paths: The files.
         channels: 1 for grey, 3 for colour.
         limit_mb: A set that takes more megabytes than this when decoded is not kept.
+        at_least: JPEGs may be decoded to a part of their size, as long as their shorter side keeps so many pixels.
 
     Attributes:
         unreadable: Those that are known to be; all, if the set is kept in memory.
     """
 
-    def __init__(self, paths: Sequence[Path], channels: int, *, limit_mb: float) -> None:
+    def __init__(
+        self, paths: Sequence[ImagePlace], channels: int, *, limit_mb: float, at_least: int | None = None
+    ) -> None:
         self.paths = paths
         self.channels = channels
+        self.at_least = at_least
         self.unreadable: list[Unreadable] = []
         self._kept: list[Image.Image | Unreadable] | None = None
         if self._estimated_mb() <= limit_mb:
@@ -113,9 +116,9 @@ class DecodedImages:
     def __getitem__(self, index: int) -> Image.Image | Unreadable:
         return self._read(self.paths[index]) if self._kept is None else self._kept[index]
 
-    def _read(self, path: Path) -> Image.Image | Unreadable:
+    def _read(self, path: ImagePlace) -> Image.Image | Unreadable:
         try:
-            return read_image(path, self.channels)
+            return read_image(path, self.channels, at_least=self.at_least)
         except (ValueError, OSError) as error:
             return Unreadable(str(path), str(error).removeprefix(f"{path} "))
 

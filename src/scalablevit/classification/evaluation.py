@@ -17,11 +17,14 @@ from scalablevit.classification.configuration import check_range
 from scalablevit.classification.csv_files import read_table
 from scalablevit.classification.data import Batch, DecodedImages, EvaluationSet, UnreadableImages, collate
 from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.input_rate import InputRate
+from scalablevit.classification.readers import is_set, name_of_set, short_name
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import Answers, AnyResult, Scores, score_answers
-from scalablevit.classification.sources import SAMPLE, find_evaluation_data
+from scalablevit.classification.sources import SAMPLE, Parts, find_evaluation_data, find_training_data
 from scalablevit.configuration import check_count
 from scalablevit.extras import require_extra
+from scalablevit.images import ImagePlace
 from scalablevit.preprocessing import Preprocessing
 from scalablevit.weights import is_multi_label, load_model, read_config
 
@@ -38,7 +41,7 @@ class Evaluation:
 
     result: AnyResult
     answers: Answers
-    paths: tuple[Path, ...]
+    paths: tuple[ImagePlace, ...]
 
 
 def evaluate(
@@ -59,8 +62,9 @@ def evaluate(
 
     Args:
         run: A run folder, or a folder by `save_model` with labels.
-        data: A folder with val/, or of class folders, a CSV file, or ``"sample"``.
-        split: ``"train"``, ``"val"`` or ``"test"``; None: val where the data are told apart, else all images.
+        data: A folder with val/, or of class folders, or any other form that `train` takes.
+        split: ``"train"``, ``"val"`` or ``"test"``, or a part of a set; None: for a run's own data what it was
+            validated with, else val where the data are told apart, else all images.
         batch_size: Images at once.
         workers: Processes that read images; 0: this one does.
         device: Where to compute, for example ``"cuda"``; None: the machine's accelerator if it has one.
@@ -85,7 +89,17 @@ def evaluate(
         )
     folder, is_own = RunFolder(Path(run)), is_own_data(RunFolder(Path(run)), data)
     chosen = folder.split_file if is_own and folder.split_file.is_file() else data
-    images = find_evaluation_data(chosen, config["label_names"], multi_label=is_multi_label(config), split=split)
+    options = folder.read_config() if folder.is_run_folder() else {}
+    if is_own and is_set(data) and split in (None, "val"):
+        images = _own_validation_images(options)
+    else:
+        images = find_evaluation_data(
+            chosen,
+            config["label_names"],
+            multi_label=is_multi_label(config),
+            split=split,
+            target_key=options.get("target_key") if is_own else None,
+        )
     where = choose_device(device)
     evaluation = evaluate_images(
         load_model(run, where),
@@ -103,6 +117,13 @@ def evaluate(
         metrics = folder.read_metrics() if target == folder and folder.metrics_file.is_file() else []
         write_run_report(target, replace(evaluation, result=result), metrics, facts_of(config, result, folder))
     return result
+
+
+def _own_validation_images(options: Mapping[str, Any]) -> LabelledImages:
+    """Those of a run on a set, also where they were drawn."""
+    parts = Parts(**{name: options.get(name) for name in ("train_split", "val_split", "target_key")})
+    seed, fraction = options["seed"], options["val_fraction"]
+    return find_training_data(options["data"], seed=seed, val_fraction=fraction, parts=parts).validation
 
 
 def evaluate_images(
@@ -185,6 +206,8 @@ def facts_of(config: Mapping[str, Any], result: AnyResult, folder: RunFolder) ->
         rows = folder.read_metrics()
         speed = sum(row.images_per_second for row in rows) / max(len(rows), 1)
         facts["training"] = f"{len(rows)} epochs, {speed:.0f} images/s, {sum(row.seconds for row in rows):.0f} s"
+    if rate := folder.read_input_rate():
+        facts["input"] = InputRate.from_json(rate).sentence()
     facts.update({name: str(value) for name, value in folder.read_versions().items() if value is not None})
     return facts
 
@@ -195,19 +218,20 @@ def evaluation_folder(run: str | Path, data: str | Path, split: str | None = Non
     if is_own_data(folder, data) and split in (None, "val"):
         return folder
     path = Path(name_of_data(data))
-    name = "-".join(filter(None, (path.stem if path.is_file() else path.name or "all", split)))
+    own_name = short_name(data) if is_set(data) else path.stem if path.is_file() else path.name
+    name = "-".join(filter(None, (own_name or "all", split)))
     target = folder.evaluation_of(name)
     if target.read_evaluation().get("data", name_of_data(data)) != name_of_data(data):  # other data of that name
         target = folder.evaluation_of(f"{name}-{sha256(str(path).encode()).hexdigest()[:8]}")
     return target
 
 
-def count_trained_on(folder: RunFolder, paths: Sequence[Path]) -> int:
+def count_trained_on(folder: RunFolder, paths: Sequence[ImagePlace]) -> int:
     """How many images a run, which drew its validation images, was trained on, by their names and folders."""
     if not folder.split_file.is_file():
         return 0
     trained = {row.path.parts[-2:] for row in read_table(folder.split_file).rows if row.split == "train"}
-    return sum(path.absolute().parts[-2:] in trained for path in paths)
+    return sum(path.absolute().parts[-2:] in trained for path in paths if isinstance(path, Path))
 
 
 def is_own_data(folder: RunFolder, data: str | Path) -> bool:
@@ -217,7 +241,7 @@ def is_own_data(folder: RunFolder, data: str | Path) -> bool:
 
 def name_of_data(data: str | Path) -> str:
     """How files name the data: in a way that holds from any working directory."""
-    return SAMPLE if data == SAMPLE else str(Path(data).resolve())
+    return SAMPLE if data == SAMPLE else name_of_set(data)
 
 
 def choose_device(name: str | None) -> torch.device:

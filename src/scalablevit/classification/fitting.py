@@ -17,7 +17,7 @@ from scalablevit.classification.checkpoint_files import read_checkpoint
 from scalablevit.classification.checkpoints import Checkpoints, CheckpointStorage, find_saved_state, restore_best
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.non_finite import NonFiniteGuard
-from scalablevit.classification.progress import MetricsRecorder
+from scalablevit.classification.progress import InputRateRecorder, MetricsRecorder
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.stopping import StopSignals
 from scalablevit.classification.task import ClassificationTask
@@ -76,7 +76,9 @@ def fit(
     else:
         folder.write_metrics(())
     with quiet_lightning(), stop.deferred():
-        trainer = make_trainer(config, [recorder, NonFiniteGuard(folder), checkpoints, *callbacks])
+        trainer = make_trainer(
+            config, [recorder, InputRateRecorder(folder), NonFiniteGuard(folder), checkpoints, *callbacks]
+        )
         with interrupts_as_exceptions(trainer):
             trainer.fit(task, training, validation, ckpt_path=None if state is None else state.file)
     best = read_checkpoint(folder.best_checkpoint)

@@ -11,25 +11,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scalablevit.images import ImagePlace
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """Image files and the classes that they belong to.
+    """Images and the classes that they belong to.
 
     Args:
-        paths: The files.
+        paths: The files, or places in a set that holds images otherwise.
         labels: For each file the positions of its classes in `classes`; a single one, unless `multi_label`.
         classes: Names of the classes.
         multi_label: Whether an image may have any number of labels.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[ImagePlace, ...]
     labels: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
     multi_label: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def are_files(self) -> bool:
+        """Whether every image is a file of its own."""
+        return all(isinstance(path, Path) for path in self.paths)
 
     def targets(self) -> Tensor:
         """(n,), the class of each image; with several labels (n, classes), 1 for each label, in float32."""
@@ -46,6 +53,28 @@ class LabelledImages:
             paths=tuple(self.paths[position] for position in positions),
             labels=tuple(self.labels[position] for position in positions),
             classes=self.classes,
+            multi_label=self.multi_label,
+        )
+
+    def under(self, classes: Sequence[str], where: str) -> LabelledImages:
+        """The same under other classes, of which each label has the name of one.
+
+        Raises:
+            ValueError: If a label has not; `where` is of what the message speaks.
+        """
+        if tuple(classes) == self.classes:
+            return self
+        positions = {name: index for index, name in enumerate(classes)}
+        used = {label for labels in self.labels for label in labels}
+        unknown = next((self.classes[label] for label in sorted(used) if self.classes[label] not in positions), None)
+        if unknown is not None:
+            raise ValueError(
+                f"{where} holds the class {unknown!r}, which the model does not have; it has {', '.join(classes)}"
+            )
+        return LabelledImages(
+            paths=self.paths,
+            labels=tuple(tuple(positions[self.classes[label]] for label in labels) for labels in self.labels),
+            classes=tuple(classes),
             multi_label=self.multi_label,
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from scalablevit.benchmarking.cost import count_parameters, count_saved_bytes
 from scalablevit.classification.configuration import LEARNING_RATES, TrainConfig
 from scalablevit.classification.images import LabelledImages
-from scalablevit.images import ImageHeader, read_header, read_image
+from scalablevit.images import ImageHeader, ImagePlace, read_header, read_image
 from scalablevit.scalable_vit import ScalableViT
 
 LARGEST_SIZE = 224  # what the published networks are trained at
@@ -47,19 +46,19 @@ class Survey:
         decoded_mb: What one takes in memory, on average.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[ImagePlace, ...]
     shorter_side: int
     in_colour: bool
     decoded_mb: float = 0.0
 
 
-def survey(paths: Sequence[Path], sample: int = SURVEYED) -> Survey:
+def survey(paths: Sequence[ImagePlace], sample: int = SURVEYED) -> Survey:
     """Looks at some images, evenly spaced.
 
     Raises:
         ValueError: If none of them can be read.
     """
-    found: list[tuple[Path, ImageHeader]] = []
+    found: list[tuple[ImagePlace, ImageHeader]] = []
     problem = ""
     for path in paths[:: max(-(-len(paths) // sample), 1)]:
         try:

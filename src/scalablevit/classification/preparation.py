@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from scalablevit.benchmarking.cost import count_macs, count_parameters
-from scalablevit.classification.augmentation import Augmentation
-from scalablevit.classification.class_folders import OTHER_IMAGE_SUFFIXES, other_files
+from scalablevit.classification.augmentation import Augmentation, RandomCrop
+from scalablevit.classification.class_folders import OTHER_IMAGE_SUFFIXES
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.data import (
     DecodedImages,
@@ -24,8 +26,9 @@ from scalablevit.classification.data import (
 )
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.initial_weights import InitialWeights, build_from, load_into, read_initial_weights
+from scalablevit.classification.input_rate import TimedLoader, measure_reading
 from scalablevit.classification.planning import Choice, Plan, count_steps, decide, estimate_memory_mb, survey
-from scalablevit.classification.sources import TrainingData, find_training_data, locate
+from scalablevit.classification.sources import Parts, TrainingData, find_training_data, left_out_files
 from scalablevit.classification.stopping import shield_worker
 from scalablevit.preprocessing import Preprocessing, measure_preprocessing
 from scalablevit.scalable_vit import ScalableViT
@@ -81,14 +84,14 @@ class Prepared:
         config, preprocessing, data = self.config, self.preprocessing, self.data
         assert config.workers is not None
         assert config.batch_size is not None
-        train_images, val_images = (self._decode(images) for images in (data.training, data.validation))
+        train_images, val_images = self._decode(data.training, at_least=self._side()), self._decode(data.validation)
         common: dict[str, Any] = {
             "num_workers": config.workers,
             "persistent_workers": config.workers > 0,
             "collate_fn": collate,
             "worker_init_fn": shield_worker,
         }
-        train_loader = DataLoader(
+        train_loader = TimedLoader(
             TrainingSet(train_images, data.training, self._augmentation(), seed=config.seed),
             config.batch_size,
             sampler=EpochSampler(len(data.training), seed=config.seed),
@@ -98,6 +101,15 @@ class Prepared:
         )
         val_set = EvaluationSet(val_images, data.validation, preprocessing)
         return train_loader, DataLoader(val_set, max(config.batch_size, 256), **common)
+
+    def measure_reading(self) -> float | None:
+        """Images per second that reading and augmenting give by themselves, in some seconds; None for a small set."""
+        config = self.config
+        assert config.workers is not None
+        assert config.batch_size is not None
+        images = DecodedImages(self.data.training.paths, self.preprocessing.channels, limit_mb=0, at_least=self._side())
+        dataset = TrainingSet(images, self.data.training, self._augmentation(), seed=config.seed)
+        return measure_reading(dataset, batch_size=config.batch_size, workers=config.workers)
 
     def plan(self) -> Plan:
         """What the run will do and need."""
@@ -115,10 +127,16 @@ class Prepared:
             memory_mb=estimate_memory_mb(model, self.config),
         )
 
-    def _decode(self, images: LabelledImages) -> DecodedImages:
-        decoded = DecodedImages(images.paths, self.preprocessing.channels, limit_mb=self.config.memory_mb)
+    def _decode(self, images: LabelledImages, at_least: int | None = None) -> DecodedImages:
+        channels, limit_mb = self.preprocessing.channels, self.config.memory_mb
+        decoded = DecodedImages(images.paths, channels, limit_mb=limit_mb, at_least=at_least)
         self.unreadable.add(decoded.unreadable)
         return decoded
+
+    def _side(self) -> int:
+        assert self.config.size is not None
+        assert self.config.random_crop is not None
+        return side_needed(self.config.size, self.config.random_crop, self.config.smallest_area)
 
     def _augmentation(self) -> Augmentation:
         config = self.config
@@ -133,6 +151,17 @@ class Prepared:
         )
 
 
+def side_needed(size: tuple[int, int], random_crop: RandomCrop, smallest_area: float) -> int:
+    """How many pixels the shorter side of an image needs, so that no part that training cuts out has to be enlarged.
+
+    Of a square image, the smallest part with the ratio 3:4 has a shorter side of sqrt(3/4 area), of others more.
+    Images that are resized as a whole keep twice the pixels, from which the resize takes its means.
+    """
+    if random_crop == "resize":
+        return math.ceil(max(size) / math.sqrt(smallest_area * 3 / 4))
+    return 2 * max(size)
+
+
 def prepare(data: str | Path, config: TrainConfig) -> Prepared:
     """Finds the images, fills in the options, and reads the weights to start from.
 
@@ -144,7 +173,8 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
         initial = read_initial_weights(config.weights, heads=config.heads, window_size=config.window_size)
     elif config.heads is not None or config.window_size is not None:
         raise ValueError("heads and window_size are facts of the weights that training starts from: give --weights")
-    found = find_training_data(data, seed=config.seed, val_fraction=config.val_fraction)
+    parts = Parts(train_split=config.train_split, val_split=config.val_split, target_key=config.target_key)
+    found = find_training_data(data, seed=config.seed, val_fraction=config.val_fraction, parts=parts)
     seen = survey(found.training.paths)
     config, choices = decide(config, seen, found.training)
     assert config.size is not None
@@ -161,13 +191,12 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
         preprocessing=preprocessing,
         initial=initial,
         unreadable=UnreadableImages(total, config.max_unreadable),
-        notes=_notes(found, locate(data)),
+        notes=_notes(found, left_out_files(data)),
     )
 
 
-def _notes(data: TrainingData, place: Path) -> list[str]:
+def _notes(data: TrainingData, others: Sequence[Path]) -> list[str]:
     notes = []
-    others = other_files(place) if place.is_dir() else []
     if left_out := [path for path in others if path.suffix.lower() in OTHER_IMAGE_SUFFIXES]:
         endings = ", ".join(sorted({path.suffix.lower() for path in left_out}))
         notes.append(
@@ -177,7 +206,12 @@ def _notes(data: TrainingData, place: Path) -> list[str]:
     if data.drawn:
         count, total = len(data.validation), len(data.training) + len(data.validation)
         notes.append(
-            f"{count} of {total} images were drawn for validation, the same part of each class; split.csv lists them"
+            f"{count} of {total} images were drawn for validation, the same part of each class"
+            + ("; split.csv lists them" if data.training.are_files else "; the seed says which")
+        )
+    if data.unused:
+        notes.append(
+            f"neither trained on nor validated with: {', '.join(data.unused)}; kept for `scalablevit evaluate`"
         )
     missing = [name for name, images in data.validation.counts().items() if not images]
     if missing:

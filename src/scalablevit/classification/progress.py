@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from scalablevit.classification.input_rate import InputRate, TimedLoader, measure_reading, rate_of
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.task import ClassificationTask
 from scalablevit.weights.folder_config import architecture_name
@@ -94,6 +95,46 @@ def rows_of(state: Mapping[str, Any]) -> list[EpochMetrics]:
     return [EpochMetrics(**row) for row in state["rows"]]
 
 
+class InputRateRecorder(pl.Callback):
+    """Measures how fast images are read beside how fast they are trained on, and writes ``input_rate.json``.
+
+    Where other processes read, they are measured by themselves before the first step, for some seconds.
+
+    Args:
+        folder: Where the file goes.
+
+    Attributes:
+        rate: Of the last epoch.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.rate: InputRate | None = None
+        self._alone: float | None = None
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Measures reading alone."""
+        loader = trainer.train_dataloader
+        if isinstance(loader, TimedLoader) and loader.num_workers:
+            assert loader.batch_size is not None
+            self._alone = measure_reading(loader.dataset, batch_size=loader.batch_size, workers=loader.num_workers)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begins to count."""
+        self._started = time.perf_counter()
+        if isinstance(trainer.train_dataloader, TimedLoader):
+            trainer.train_dataloader.reset()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Writes what was counted."""
+        loader = trainer.train_dataloader
+        if isinstance(loader, TimedLoader) and loader.images:
+            self.rate = rate_of(loader, time.perf_counter() - self._started, self._alone)
+            if trainer.is_global_zero:
+                self.folder.write_input_rate(self.rate.to_json())
+
+
 class ProgressDisplay(pl.Callback):
     """Shows how far a run is: a line per epoch, and on a terminal a bar below them.
 
@@ -111,6 +152,7 @@ class ProgressDisplay(pl.Callback):
         self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self.console, transient=True)
         self._started = self._epoch_started = self._last_line = 0.0
         self._steps = self._first_step = self._first_batch = 0
+        self._told_rate = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Says what is trained, and puts up the bar."""
@@ -149,6 +191,10 @@ class ProgressDisplay(pl.Callback):
         recorder = next(callback for callback in trainer.callbacks if isinstance(callback, MetricsRecorder))
         line = describe(recorder.rows[-1], trainer.max_epochs, score_name(pl_module))
         self._print(f"{line}  {self._time_left(trainer)}")
+        measured = next((callback for callback in trainer.callbacks if isinstance(callback, InputRateRecorder)), None)
+        if measured is not None and measured.rate is not None and not self._told_rate:
+            self._told_rate = True  # it hardly changes from epoch to epoch
+            self._print(measured.rate.sentence())
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Takes the bar down."""

@@ -119,6 +119,11 @@ class RunFolder:
         return self.path / "skipped.json"
 
     @property
+    def input_rate_file(self) -> Path:
+        """How fast images were read, and trained on, in the last epoch; see `InputRate`."""
+        return self.path / "input_rate.json"
+
+    @property
     def report(self) -> Path:
         """Pictures, and a page of them."""
         return self.path / "report"
@@ -273,6 +278,16 @@ class RunFolder:
         if not self.skipped_file.is_file():
             return {}
         return dict(json.loads(self.skipped_file.read_text(encoding="utf-8")))
+
+    def write_input_rate(self, rate: Mapping[str, Any]) -> None:
+        """Writes input_rate.json."""
+        write_json(self.input_rate_file, rate)
+
+    def read_input_rate(self) -> dict[str, Any]:
+        """What input_rate.json says; nothing if there is none."""
+        if not self.input_rate_file.is_file():
+            return {}
+        return dict(json.loads(self.input_rate_file.read_text(encoding="utf-8")))
 
     def write_images(self, training: LabelledImages, validation: LabelledImages) -> None:
         """Writes what `check_images` compares."""

@@ -64,7 +64,8 @@ def train(
     The same options and seed give the same weights, on the same machine and with the same number of threads.
 
     Args:
-        data: A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file, or ``"sample"`` for
+        data: A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file, a folder of idx
+            files, a set by its name (``"torch/NAME:FOLDER"``, ``"hfds/NAME"``, ``"wds/FOLDER"``), or ``"sample"`` for
             the embedded images.
         out: The run folder to make.
         overwrite: Whether an earlier run folder there is replaced.
@@ -176,7 +177,7 @@ def _write_beginning(folder: RunFolder, data: str | Path, prepared: Prepared) ->
     folder.write_config({"data": name_of_data(data), **_plain(asdict(prepared.config))})
     folder.write_versions(prepared.config.seed)
     training, validation = prepared.data.training, prepared.data.validation
-    if prepared.data.drawn:
+    if prepared.data.drawn and training.are_files:  # else it is drawn again, from the seed
         write_table(folder.split_file, (("train", training), ("val", validation)))
     folder.write_images(training, validation)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from PIL import Image
 
@@ -29,6 +28,7 @@ from scalablevit.classification.report.theme import DARK, LIGHT, Theme
 from scalablevit.classification.report.thumbnails import read_thumbnail
 from scalablevit.classification.run_folder import EpochMetrics
 from scalablevit.classification.scores import Answers, AnyResult, EvaluateResult
+from scalablevit.images import ImagePlace
 
 SHEET = 24  # images on a sheet
 PAIRS = 10
@@ -41,7 +41,7 @@ class Report:
     title: str
     result: AnyResult
     answers: Answers
-    paths: Sequence[Path]
+    paths: Sequence[ImagePlace]
     metrics: Sequence[EpochMetrics]
     facts: Mapping[str, str]
     skipped: Mapping[str, str]

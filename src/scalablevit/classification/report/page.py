@@ -13,6 +13,7 @@ from scalablevit.classification.report.figures import ClassScores, ConfusedPair,
 from scalablevit.classification.report.sentences import per_cent
 from scalablevit.classification.report.theme import DARK, LIGHT, MARK, Theme, shorten
 from scalablevit.classification.report.thumbnails import data_uri, image_uri, is_tiny
+from scalablevit.images import ImagePlace
 
 STYLE = Path(__file__).with_name("style.css")
 OPEN_ROWS = 20  # longer tables are folded
@@ -105,7 +106,7 @@ def chart(picture: Chart) -> str:
     )
 
 
-def cards(shown: Sequence[Prediction], images: Mapping[int, Image.Image | None], paths: Sequence[Path]) -> str:
+def cards(shown: Sequence[Prediction], images: Mapping[int, Image.Image | None], paths: Sequence[ImagePlace]) -> str:
     """Images with what the model says of them; where that is wrong, what they are as well."""
     items = [_card(prediction, images.get(prediction.index), paths[prediction.index]) for prediction in shown]
     return f'<ul class="cards">\n{"".join(items)}</ul>\n'
@@ -157,7 +158,7 @@ def facts_table(facts: Mapping[str, str]) -> str:
     return f'<div class="scroll"><table class="facts"><tbody>\n{rows}</tbody></table></div>\n'
 
 
-def _card(prediction: Prediction, image: Image.Image | None, path: Path) -> str:
+def _card(prediction: Prediction, image: Image.Image | None, path: ImagePlace) -> str:
     lines = [
         f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {_name(label.name)}'
         f" {100 * label.probability:.0f}&nbsp;%</span>"

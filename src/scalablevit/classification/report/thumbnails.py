@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from pathlib import Path
 
 from PIL import Image
 
-from scalablevit.images import read_image
+from scalablevit.images import ImagePlace, read_image
 
 SIDE = 192  # pixels, of the longer side; pages show it at about half that, for screens with dense pixels
 
 
-def read_thumbnail(path: Path) -> Image.Image | None:
+def read_thumbnail(path: ImagePlace) -> Image.Image | None:
     """The image, no larger than `SIDE`, in colour; None if it cannot be read, or has gone since it was evaluated."""
     try:
         with warnings.catch_warnings():

@@ -10,6 +10,7 @@ from scalablevit.classification.report.contents import Report
 from scalablevit.classification.report.theme import MARK
 from scalablevit.classification.run_folder import EpochMetrics
 from scalablevit.classification.scores import Answers, AnyResult
+from scalablevit.images import ImagePlace
 
 PAGE = "index.html"
 PICTURES = ("curves.png", "confusion.png", "calibration.png", "predictions.png", "mistakes.png", "classes.png")
@@ -22,7 +23,7 @@ def write_report(
     title: str,
     result: AnyResult,
     answers: Answers,
-    paths: Sequence[Path],
+    paths: Sequence[ImagePlace],
     metrics: Sequence[EpochMetrics] = (),
     facts: Mapping[str, str] = {},
     skipped: Mapping[str, str] = {},
