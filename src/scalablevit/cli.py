@@ -20,7 +20,14 @@ from jsonargparse import ArgumentParser, Namespace
 
 from scalablevit import __version__
 from scalablevit.classification.augmentation import RandomCrop
-from scalablevit.classification.configuration import MAY_CHANGE, NonFinite, Optimizer, Precision, TrainConfig
+from scalablevit.classification.configuration import (
+    MAY_CHANGE,
+    NonFinite,
+    Optimizer,
+    Precision,
+    Strategy,
+    TrainConfig,
+)
 from scalablevit.classification.faults import TrainingFault
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
@@ -145,9 +152,13 @@ def plain(message: str) -> str:
     name, value = wrong.groups("")
     kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
     kind = "whole numbers" if name in LISTS else "a whole number" if "int" in kinds.get(name, "int") else "a number"
-    allowed = {"optimizer": Optimizer, "precision": Precision, "random_crop": RandomCrop, "non_finite": NonFinite}.get(
-        name
-    )
+    allowed = {
+        "optimizer": Optimizer,
+        "precision": Precision,
+        "random_crop": RandomCrop,
+        "non_finite": NonFinite,
+        "strategy": Strategy,
+    }.get(name)
     if allowed is not None:
         kind = f"one of {', '.join(get_args(allowed))}{nearest_name(value, get_args(allowed))}"
     return f"{name} is {value!r}; it must be {kind}" if value else f"{name} must be {kind}"
@@ -210,6 +221,7 @@ def _train(arguments: Namespace) -> None:
     if arguments.dry_run:
         _plan(arguments, options)
         return
+    from scalablevit.classification.devices import own_rank
     from scalablevit.classification.progress import ProgressDisplay
     from scalablevit.classification.run_folder import RunFolder
     from scalablevit.classification.training import train
@@ -219,9 +231,11 @@ def _train(arguments: Namespace) -> None:
         out,
         overwrite=arguments.overwrite,
         resume=is_resumed,
-        callbacks=[ProgressDisplay()],
+        callbacks=[ProgressDisplay()] if own_rank() == 0 else [],
         **options,
     )
+    if own_rank() > 0:
+        return
     print(
         f"{result.run}: val {result.scores.headline()}, of epoch {result.best_epoch} of {result.epochs};"
         f" {result.seconds:.0f} s in all. Report: {result.run / 'report' / 'index.html'}"
