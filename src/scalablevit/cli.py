@@ -28,6 +28,7 @@ from scalablevit.classification.configuration import (
     Strategy,
     TrainConfig,
 )
+from scalablevit.classification.devices import own_rank
 from scalablevit.classification.faults import TrainingFault
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
@@ -92,14 +93,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except TrainingFault as fault:
-        print(f"scalablevit: error: {one_line(fault)}", file=sys.stderr)
+        print(f"scalablevit: error: {_own_name()}{one_line(fault)}", file=sys.stderr)
         return FAILED
     except (argparse.ArgumentError, ValueError, OSError, MissingExtraError) as error:
         message = one_line(error)
         if isinstance(error, argparse.ArgumentError):
             message = with_hyphens(plain(message) + nearest(message, [*VERBS, *known_options(parser)]))
-        print(f"scalablevit: error: {message}", file=sys.stderr)
+        print(f"scalablevit: error: {_own_name()}{message}", file=sys.stderr)
         return 2
+
+
+def _own_name() -> str:
+    """Which of several processes this is, if it is not the first."""
+    rank = own_rank()
+    return f"process {rank}: " if rank else ""
 
 
 def with_underscores(argument: str) -> str:
@@ -221,7 +228,6 @@ def _train(arguments: Namespace) -> None:
     if arguments.dry_run:
         _plan(arguments, options)
         return
-    from scalablevit.classification.devices import own_rank
     from scalablevit.classification.progress import ProgressDisplay
     from scalablevit.classification.run_folder import RunFolder
     from scalablevit.classification.training import train

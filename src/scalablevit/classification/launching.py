@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from scalablevit.classification.devices import Processes
 from scalablevit.classification.stopping import StoppedBySignal
 
-FAILED = 3  # the command's exit code after a fault
+FAILED, STOPPED, INTERRUPTED = 3, 75, 130  # the command's exit codes
 GRACE_S = 10.0  # for the first process to end by itself when another has
 _POLL_S = 0.2
 
@@ -51,7 +51,9 @@ def together(processes: Processes) -> Iterator[None]:
 
 def exit_code(error: BaseException) -> int:
     """With which a process ends after an error that all have, and the first one reports; the command's own."""
-    return 130 if isinstance(error, KeyboardInterrupt) else 75 if isinstance(error, StoppedBySignal) else FAILED
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return STOPPED if isinstance(error, StoppedBySignal) else FAILED
 
 
 def _start(rank: int, count: int) -> subprocess.Popen[bytes]:
@@ -78,7 +80,7 @@ def _watch(others: Sequence[subprocess.Popen[bytes]], done: threading.Event) -> 
                 message = f"scalablevit: error: process {rank} of {len(others) + 1} has ended with {other.returncode}"
                 os.write(2, f"{message}; it may have said why above\n".encode())
                 _end(others, 0.0)
-                os._exit(other.returncode if other.returncode > FAILED else FAILED)
+                os._exit(other.returncode if other.returncode in (STOPPED, INTERRUPTED) else FAILED)
 
 
 def _end(others: Sequence[subprocess.Popen[bytes]], patience_s: float) -> None:
