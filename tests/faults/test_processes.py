@@ -52,6 +52,18 @@ def spoiled(self, position):
 TrainingSet.__getitem__ = spoiled
 """
 
+# PyTorch's FSDP looks for a GPU, and Lightning's strategy for one's name; the arithmetic works on a CPU.
+FSDP_ON_CPU = """
+import torch, torch.distributed.fsdp as fsdp, pytorch_lightning.strategies as strategies
+from scalablevit.classification import devices
+devices.check_strategy = lambda config: None
+make = fsdp.FullyShardedDataParallel.__init__
+def on_cpu(self, module, **options):
+    make(self, module, **{**options, "device_id": torch.device("cpu")})
+fsdp.FullyShardedDataParallel.__init__ = on_cpu
+strategies.FSDPStrategy = type("OnCPU", (strategies.FSDPStrategy,), {})
+"""
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -216,3 +228,22 @@ def test_an_unreadable_image_counts_as_in_one_process(data, tmp_path):
         assert (code, errors) == (0, "")
         assert list(each.read_skipped()) == [str(bad)]
     check_near(*folders)
+
+
+def test_fsdp_learns_what_one_process_learns_and_goes_on(data, folder, tmp_path):
+    """Decay and clipping included, though its processes have parameters without shapes and pieces of gradients."""
+    options = ["--optimizer=adamw", "--ema=0", "--weight-decay=0.5", "--clip=0.5", "--epochs=2"]
+    one = RunFolder(tmp_path / "one")
+    code, _, errors = begin(data, one, *options, "--devices=1").end()
+    assert (code, errors) == (0, "")
+    stop = AT_STEP.format(where=[(6, 1)], what="os.kill(os.getpid(), signal.SIGTERM)")
+    code, printed, errors = begin(data, folder, *options, "--strategy=fsdp", patch=FSDP_ON_CPU + stop).end()
+    assert code == 75, errors
+    assert "with 1.27 M parameters on 2 devices" in printed
+    code, _, errors = Command("--resume", folder.path, "--strategy=ddp").end()
+    assert code == 2
+    assert "fsdp keeps the state of the optimiser in another order: leave --strategy out" in errors
+    code, printed, errors = Command("--resume", folder.path, patch=FSDP_ON_CPU).end()
+    assert code == 0, errors
+    assert "going on after step 6" in printed
+    check_near(one, folder)

@@ -188,7 +188,7 @@ def describe_task(task: ClassificationTask, images: int) -> str:
     assert config.size is not None
     count = task.processes.count
     devices = str(task.device) if count == 1 else f"{count} devices ({task.device.type})"
-    millions = sum(parameter.numel() for parameter in task.model.parameters()) / 1e6
+    millions = task.parameter_count / 1e6
     return (
         f"{network} with {millions:.2f} M parameters on {devices}; {images} images of {classes} classes,"
         f" at {config.size[0]}x{config.size[1]} pixels in {'grey' if config.channels == 1 else 'colour'}"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from scalablevit.benchmarking.cost import count_parameters
 from scalablevit.classification.configuration import LEARNING_RATES, TrainConfig
 from scalablevit.classification.data import Batch, UnreadableImages
 from scalablevit.classification.devices import Processes
@@ -64,6 +65,8 @@ class ClassificationTask(pl.LightningModule):
         self.processes = processes or Processes()
         self.loss: Tensor | None = None  # of the batch in progress, of all processes
         self.images = 0  # in it
+        self.parameter_count = count_parameters(model)  # fsdp leaves each process a part of them
+        self._optimizer: torch.optim.Optimizer | None = None
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         if self.average is not None:
             self.average.requires_grad_(False)  # DDP would wait for its gradients
@@ -154,9 +157,26 @@ class ClassificationTask(pl.LightningModule):
         """Takes them up again."""
         self.unreadable.reasons.update(checkpoint["unreadable"])
 
+    def setup(self, stage: str) -> None:
+        """With fsdp, makes the optimiser while parameters have their shapes, which say how they are moved."""
+        if self.config.strategy == "fsdp":
+            self._optimizer = make_optimizer(self.model, self.config)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Cuts the norm of all gradients, of all pieces where fsdp has cut the parameters."""
+        if self.config.strategy != "fsdp":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            self.trainer.model.clip_grad_norm_(gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """The optimiser, with warm-up and cosine step by step."""
-        optimizer = make_optimizer(self.model, self.config)
+        optimizer = self._optimizer or make_optimizer(self.model, self.config)
         assert self.config.epochs is not None
         assert self.config.warmup_epochs is not None
         steps = int(self.trainer.estimated_stepping_batches)

@@ -137,7 +137,13 @@ def _check_changes(own: TrainConfig, options: dict[str, Any], out: Path) -> Trai
             f"{'; '.join(wrong)}: a run is resumed with its own options, but for {', '.join(MAY_CHANGE)}; leave the"
             " others out, or start another run"
         )
-    return replace(own, **{name: getattr(given, name) for name in options if name in MAY_CHANGE})
+    changed = replace(own, **{name: getattr(given, name) for name in options if name in MAY_CHANGE})
+    if "fsdp" in (own.strategy, changed.strategy) and own.strategy != changed.strategy:
+        raise ValueError(
+            f"strategy is {changed.strategy!r}, but the run in {out} has {own.strategy!r}, and fsdp keeps the state of the"
+            " optimiser in another order: leave --strategy out, or start another run"
+        )
+    return changed
 
 
 def _run(
