@@ -122,13 +122,20 @@ def await_end(process):
 
 
 def test_torchrun_starts_the_same_run(whole, data, folder):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    result = subprocess.run(
-        [*command, "-m", "scalablevit", "train", data, "--out", folder.path, *OPTIONS],
-        capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "scalablevit"]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, "train", data, "--out", folder.path, *OPTIONS],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Report: ") == 1
+    try:
+        printed, errors = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        if process.poll() is None:
+            process.terminate()  # it ends its processes
+            process.wait(TIMEOUT_S)
+    assert process.returncode == 0, errors
+    assert printed.count("Report: ") == 1
     check_near(whole, folder)
     assert folder.read_config()["devices"] is None  # so that it may go on in any number
 

@@ -140,8 +140,8 @@ def _check_changes(own: TrainConfig, options: dict[str, Any], out: Path) -> Trai
     changed = replace(own, **{name: getattr(given, name) for name in options if name in MAY_CHANGE})
     if "fsdp" in (own.strategy, changed.strategy) and own.strategy != changed.strategy:
         raise ValueError(
-            f"strategy is {changed.strategy!r}, but the run in {out} has {own.strategy!r}, and fsdp keeps the state of the"
-            " optimiser in another order: leave --strategy out, or start another run"
+            f"strategy is {changed.strategy!r}, but the run in {out} has {own.strategy!r}, and fsdp keeps the state of"
+            " the optimiser in another order: leave --strategy out, or start another run"
         )
     return changed
 
