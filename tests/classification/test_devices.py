@@ -3,6 +3,7 @@
 import json
 import os
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -10,14 +11,16 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 from torch.utils.data import SequentialSampler
 
-from scalablevit.classification import devices
-from scalablevit.classification.configuration import TrainConfig
-from scalablevit.classification.data import BatchParts, EpochSampler
+from scalablevit.classification import devices, launching
+from scalablevit.classification.configuration import MAY_CHANGE, TrainConfig
+from scalablevit.classification.data import BatchParts, EpochSampler, UnreadableImages
 from scalablevit.classification.devices import Processes, find_processes, make_environment, make_strategy, own_rank
 from scalablevit.classification.faults import explain
 from scalablevit.classification.run_folder import RunFolder
-from scalablevit.classification.training import train
+from scalablevit.classification.task import ClassificationTask
+from scalablevit.classification.training import _check_changes, train
 from scalablevit.stages import Layer, Stage
+from scalablevit.variants import scalablevit_nano
 from tests.conftest import write_images
 from tests.faults.command import Command
 
@@ -223,3 +226,38 @@ def test_the_first_process_alone_prints_and_writes(pair):
     assert two.metrics_file.read_text().count("epoch") == 1
     assert json.loads(two.versions_file.read_text())["seed"] == 3
     assert two.read_config()["devices"] == 2
+
+
+def test_what_is_drawn_in_a_step_depends_on_seed_step_and_process_alone(monkeypatch):
+    monkeypatch.setattr(ClassificationTask, "position", lambda self, batch_index: 40 + batch_index)
+
+    def draw(processes, batch):
+        config = TrainConfig(seed=3)
+        task = ClassificationTask(
+            scalablevit_nano(2), config, None, ["a", "b"], UnreadableImages(1, 0), processes=processes
+        )
+        task.on_train_batch_start(None, batch)
+        return float(torch.rand(()))
+
+    with torch.random.fork_rng(devices=[]):
+        first, second = Processes(per_node=2), Processes(per_node=2, rank=1)
+        assert draw(first, 0) == draw(None, 0) == draw(first, 0)  # the first as one process alone
+        assert draw(second, 0) == draw(second, 0)
+        assert len({draw(first, 0), draw(second, 0), draw(first, 1), draw(second, 1)}) == 4
+
+
+def test_several_devices_are_refused_where_python_is_used_interactively(monkeypatch):
+    monkeypatch.setattr(launching.sys, "ps1", ">>> ", raising=False)
+    message = "devices is 2, which needs a script or the command"
+    with pytest.raises(ValueError, match=message), launching.together(Processes(per_node=2)):
+        pass
+    with launching.together(Processes()):
+        pass
+
+
+def test_devices_may_change_when_a_run_goes_on():
+    assert {"devices", "nodes", "strategy"} <= set(MAY_CHANGE)
+    own = TrainConfig(optimizer="adamw", devices=2)
+    assert _check_changes(own, {"devices": 4, "nodes": 1, "strategy": "ddp"}, Path("run")).devices == 4
+    with pytest.raises(ValueError, match="strategy is 'fsdp', but the run in run has 'auto', and fsdp keeps"):
+        _check_changes(own, {"strategy": "fsdp"}, Path("run"))
