@@ -83,6 +83,12 @@ def test_options_that_do_not_fit_the_launcher_are_refused(environment):
         find_processes(TrainConfig(nodes=3))
 
 
+def test_a_run_of_fewer_processes_than_the_script_has_is_refused(environment):
+    environment({"LOCAL_RANK": "2"})
+    with pytest.raises(ValueError, match="LOCAL_RANK is 2, but a run with devices 2 has no such process"):
+        find_processes(TrainConfig(devices=2))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

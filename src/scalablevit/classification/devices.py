@@ -59,7 +59,7 @@ class Processes:
 
     def largest(self, number: int, device: torch.device) -> int:
         """The largest of all processes' numbers, by which they agree on what to do."""
-        return number if self.count == 1 else int(self._reduced(torch.tensor(number, device=device), "MAX"))
+        return number if self.count == 1 else int(self._reduced(torch.tensor(int(number), device=device), "MAX"))
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of all processes' tensors."""
@@ -79,6 +79,7 @@ class Processes:
             return thing
         boxed = [thing]
         dist.broadcast_object_list(boxed)
+        dist.barrier()  # so that the first does not end before all have it
         return boxed[0]
 
     def _reduced(self, tensor: Tensor, operation: str) -> Tensor:
@@ -110,6 +111,11 @@ def find_processes(config: TrainConfig) -> Processes:
     for name, given, started in (("devices", config.devices, per_node), ("nodes", config.nodes, nodes)):
         if given not in (None, "auto", started):
             raise ValueError(f"{name} is {given}, but {launcher} has started {started}: leave --{name} out")
+    if own_rank() >= per_node * nodes:
+        raise ValueError(
+            f"LOCAL_RANK is {os.environ['LOCAL_RANK']}, but a run with devices {per_node} has no such process: unset"
+            " it, or begin this run in a script of its own"
+        )
     return Processes(per_node=per_node, nodes=nodes, rank=own_rank(), launcher=launcher)
 
 

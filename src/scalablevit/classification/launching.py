@@ -6,6 +6,7 @@ that people look at if another fails or has been told to end; here it ends by it
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -25,11 +26,15 @@ _POLL_S = 0.2
 
 @contextmanager
 def together(processes: Processes) -> Iterator[None]:
-    """Starts the other processes of a run if nobody has, and ends them with this one.
+    """Starts the other processes of a run if nobody has, and ends them if this one fails.
+
+    After a run that has come to its end they go on with the script that they, too, execute, but not without this one.
 
     Raises:
         ValueError: If they cannot be started, because Python is used interactively.
     """
+    if not processes.is_first:
+        logging.getLogger("scalablevit").setLevel(logging.ERROR)  # the first process warns of what all see
     if processes.launcher == "environment" and not processes.is_first:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True, name="parent-watch").start()
     if processes.count == 1 or processes.launcher is not None:
@@ -40,13 +45,13 @@ def together(processes: Processes) -> Iterator[None]:
     others = [_start(rank, processes.count) for rank in range(1, processes.count)]
     done = threading.Event()
     threading.Thread(target=_watch, args=(others, done), daemon=True, name="process-watch").start()
-    patience_s = 2.0
     try:
         yield
-        patience_s = 60.0
-    finally:
+    except BaseException:
         done.set()
-        _end(others, patience_s)
+        _end(others, 2.0)
+        raise
+    done.set()
 
 
 def exit_code(error: BaseException) -> int:

@@ -64,6 +64,8 @@ def train(
 
     The same options and seed give the same weights, on the same machine and with the same number of threads.
 
+    With several devices the other processes run the same script, and all have the result.
+
     Args:
         data: A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file, or ``"sample"`` for
             the embedded images.
