@@ -201,7 +201,7 @@ def test_a_run_is_resumed_by_its_folder_alone_and_refuses_what_would_make_it_ano
     assert "epochs is 9, but the run in" in message
     assert "seed is 0, but the run in" in message  # although 0 is what it usually is
     assert "workers is" not in message
-    assert "but for accelerator, workers, memory_mb" in message
+    assert "but for accelerator, devices, nodes, strategy, workers, memory_mb" in message
     assert "--out other: leave --out out" in refusal(capsys, "train", "--resume", own_run, "--out", "other")
     assert "name the run folder" in refusal(capsys, "train", "--resume")
     assert "nowhere is not a run folder" in refusal(capsys, "train", "--resume", "nowhere")

@@ -20,7 +20,15 @@ from jsonargparse import ArgumentParser, Namespace
 
 from scalablevit import __version__
 from scalablevit.classification.augmentation import RandomCrop
-from scalablevit.classification.configuration import MAY_CHANGE, NonFinite, Optimizer, Precision, TrainConfig
+from scalablevit.classification.configuration import (
+    MAY_CHANGE,
+    NonFinite,
+    Optimizer,
+    Precision,
+    Strategy,
+    TrainConfig,
+)
+from scalablevit.classification.devices import own_rank
 from scalablevit.classification.faults import TrainingFault
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
@@ -87,14 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except TrainingFault as fault:
-        print(f"scalablevit: error: {one_line(fault)}", file=sys.stderr)
+        print(f"scalablevit: error: {_own_name()}{one_line(fault)}", file=sys.stderr)
         return FAILED
     except (argparse.ArgumentError, ValueError, OSError, MissingExtraError) as error:
         message = one_line(error)
         if isinstance(error, argparse.ArgumentError):
             message = with_hyphens(plain(message) + nearest(message, [*VERBS, *known_options(parser)]))
-        print(f"scalablevit: error: {message}", file=sys.stderr)
+        print(f"scalablevit: error: {_own_name()}{message}", file=sys.stderr)
         return 2
+
+
+def _own_name() -> str:
+    """Which of several processes this is, if it is not the first."""
+    rank = own_rank()
+    return f"process {rank}: " if rank else ""
 
 
 def with_underscores(argument: str) -> str:
@@ -147,9 +161,13 @@ def plain(message: str) -> str:
     name, value = wrong.groups("")
     kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
     kind = "whole numbers" if name in LISTS else "a whole number" if "int" in kinds.get(name, "int") else "a number"
-    allowed = {"optimizer": Optimizer, "precision": Precision, "random_crop": RandomCrop, "non_finite": NonFinite}.get(
-        name
-    )
+    allowed = {
+        "optimizer": Optimizer,
+        "precision": Precision,
+        "random_crop": RandomCrop,
+        "non_finite": NonFinite,
+        "strategy": Strategy,
+    }.get(name)
     if allowed is not None:
         kind = f"one of {', '.join(get_args(allowed))}{nearest_name(value, get_args(allowed))}"
     return f"{name} is {value!r}; it must be {kind}" if value else f"{name} must be {kind}"
@@ -225,9 +243,11 @@ def _train(arguments: Namespace) -> None:
         out,
         overwrite=arguments.overwrite,
         resume=is_resumed,
-        callbacks=[ProgressDisplay()],
+        callbacks=[ProgressDisplay()] if own_rank() == 0 else [],
         **options,
     )
+    if own_rank() > 0:
+        return
     if rate := RunFolder(result.run).read_input_rate():
         print(f"last epoch: {InputRate.from_json(rate).sentence()}")
     print(

@@ -28,7 +28,7 @@ OPTIONS = {
     "checkpoint_every_steps": 1,
 }
 STEPS = 16
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 # Ctrl-C as in a terminal; where tests run in the background it is ignored.
 START = """

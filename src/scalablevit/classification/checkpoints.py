@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +24,19 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointStorage(CheckpointIO):
-    """Has Lightning write and read checkpoints as `checkpoint_files` does."""
+    """Has Lightning write and read checkpoints as `checkpoint_files` does.
+
+    Args:
+        folder: Of the run. What was its last checkpoint is the one before it from then on.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a checkpoint; `storage_options`, if given, is where the one that is there goes."""
-        write_checkpoint(checkpoint, Path(path), previous=storage_options)
+        """Writes a checkpoint."""
+        is_last = Path(path) == self.folder.last_checkpoint
+        write_checkpoint(checkpoint, Path(path), previous=self.folder.previous_checkpoint if is_last else None)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """What a checkpoint holds, on the CPU; nothing else in it is run."""
@@ -81,7 +90,8 @@ class Checkpoints(pl.Callback):
         self.epoch, self.batches = trainer.current_epoch, batch_idx + 1
         if self.batches % self.config.accumulate or self.batches == trainer.num_training_batches:
             return
-        if self.stop.received or self._is_due(trainer):
+        self._agree_to_stop(pl_module)
+        if self.stop.received or pl_module.processes.largest(self._is_due(trainer), pl_module.device):
             self.save(trainer)
         self.stop.check(self._where(trainer))
 
@@ -89,6 +99,7 @@ class Checkpoints(pl.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Ends the run if it is to, so that validation is done anew when it is resumed."""
+        self._agree_to_stop(pl_module)
         if self.stop.received:
             self.save(trainer)
             self.stop.check(self._where(trainer))
@@ -100,6 +111,7 @@ class Checkpoints(pl.Callback):
         candidates = self.recorder.rows[self.first_candidate - 1 :]
         if best_row(candidates) is candidates[-1]:
             trainer.save_checkpoint(self.folder.best_checkpoint, weights_only=True)
+        self._agree_to_stop(pl_module)
         self.stop.check(self._where(trainer))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -111,8 +123,13 @@ class Checkpoints(pl.Callback):
 
     def save(self, trainer: Any) -> None:
         """Writes the last checkpoint; the one that was the last is the one before it from then on."""
-        trainer.save_checkpoint(self.folder.last_checkpoint, storage_options=self.folder.previous_checkpoint)
+        trainer.save_checkpoint(self.folder.last_checkpoint)
         self._note_saved(trainer)
+
+    def _agree_to_stop(self, task: Any) -> None:
+        """Has all processes stop if one of them is to."""
+        received = task.processes.largest(self.stop.received or 0, task.device)
+        self.stop.received = signal.Signals(received) if received else None
 
     def _is_due(self, trainer: Any) -> bool:
         steps, minutes = self.config.checkpoint_every_steps, self.config.checkpoint_every_minutes
@@ -167,10 +184,15 @@ def find_saved_state(folder: RunFolder) -> SavedState | None:
     return None if file is None else SavedState(file=file, content=read_checkpoint(file))
 
 
-def restore_best(folder: RunFolder, state: SavedState) -> int:
+def restore_best(folder: RunFolder, state: SavedState, *, write: bool = True) -> int:
     """Sees to it that the best checkpoint is that of the best epoch so far.
 
     It is not where the run was ended between the writing of the two, or where an older state is gone on from.
+
+    Args:
+        folder: Of the run.
+        state: What is gone on from.
+        write: Whether this process is the one that writes.
 
     Returns:
         The first epoch, from 1, that may be the best; where the weights of the best are lost, the next one.
@@ -185,7 +207,8 @@ def restore_best(folder: RunFolder, state: SavedState) -> int:
         return first
     if state.epoch == best.epoch and not state.batches:
         names = ("epoch", "global_step", "state_dict", "unreadable")
-        write_checkpoint({name: state.content[name] for name in names}, folder.best_checkpoint)
+        if write:
+            write_checkpoint({name: state.content[name] for name in names}, folder.best_checkpoint)
         return first
     logger.warning("the weights of the best epoch so far, %d, are lost: the best of those to come is kept", best.epoch)
     return state.epoch + 1

@@ -13,11 +13,15 @@ from scalablevit.variants import VARIANTS
 Optimizer = Literal["muon", "adamw"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 NonFinite = Literal["stop", "skip"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 
 # Options that a run may be resumed with other values of: its weights are the same whatever they are, but for rounding
-# on another accelerator, and for steps that would have ended it.
+# on other or more devices, and for steps that would have ended it.
 MAY_CHANGE = (
     "accelerator",
+    "devices",
+    "nodes",
+    "strategy",
     "workers",
     "memory_mb",
     "max_unreadable",
@@ -52,7 +56,8 @@ class TrainConfig:
         target_key: The column, or the field, that holds the label. Default: the only one of classes, or label.
         val_fraction: Of each class, where the data do not tell validation images apart.
         epochs: How often the model sees each image. Default: by the number of images.
-        batch_size: Images per step, or, with `accumulate`, per part of a step. Default: 64, less for few images.
+        batch_size: Images per step, or, with `accumulate`, per part of a step, of all devices together. Default: 64,
+            less for few images.
         accumulate: Batches whose gradients are added up for a step; more of them, and smaller, need less memory.
         optimizer: "muon" learns faster; "adamw" is what the paper's authors used.
         learning_rate: The highest of the run; it is reached after the warm-up, and falls along a cosine from then on.
@@ -75,6 +80,11 @@ class TrainConfig:
         ema: Decay per step of an average of the weights, which is evaluated and saved in their place; 0 for none.
         seed: Of all that is random.
         accelerator: Where to train: "auto", "cpu", "gpu", "mps", or another that Lightning knows.
+        devices: How many to train on, on each machine; "auto" for all. Default: one, or as many as torchrun or srun
+            has started processes for.
+        nodes: Machines. Default: one, or as many as torchrun or srun has started processes on.
+        strategy: What the devices share: with "ddp" each holds the whole network, with "fsdp" (GPUs and adamw alone) a
+            part of it. "auto": "ddp" for several.
         precision: Of the arithmetic.
         workers: Processes that read images; 0: the training process does. Default: 0 for small images in memory, else
             one per processor core, up to 8.
@@ -121,6 +131,9 @@ class TrainConfig:
     ema: float = 0.0
     seed: int = 0
     accelerator: str = "auto"
+    devices: int | Literal["auto"] | None = None
+    nodes: int | None = None
+    strategy: Strategy = "auto"
     precision: Precision = "32-true"
     workers: int | None = None
     memory_mb: int = 1024
@@ -139,6 +152,11 @@ class TrainConfig:
         object.__setattr__(self, "window_size", windows)
         check_choice("optimizer", self.optimizer, get_args(Optimizer))
         check_choice("precision", self.precision, get_args(Precision))
+        check_choice("strategy", self.strategy, get_args(Strategy))
+        if self.devices is not None and self.devices != "auto":
+            check_count("devices", self.devices)
+        if self.nodes is not None:
+            check_count("nodes", self.nodes)
         check_choice("non_finite", self.non_finite, get_args(NonFinite))
         check_choice("grad_checkpointing", self.grad_checkpointing, (False, True))
         if self.model is not None:

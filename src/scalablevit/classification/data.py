@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from scalablevit.classification.augmentation import Augmentation
+from scalablevit.classification.devices import Processes
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.randomness import Purpose, generator
 from scalablevit.images import ImagePlace, decoded_bytes, read_image
@@ -203,3 +204,18 @@ class EpochSampler(Sampler[tuple[int, int]]):
         epoch = self.epoch
         first = self._start[1] if self._start[0] == epoch else 0
         return ((epoch, index) for index in self.order(epoch)[first:])
+
+
+class BatchParts(BatchSampler):
+    """Of each batch that all processes see together, the part of this process. A part of a small batch may be empty.
+
+    So all processes see as many batches, in the order in which one alone would see them, and no image twice.
+    """
+
+    def __init__(self, sampler: Sampler[Any], batch_size: int, *, drop_last: bool, processes: Processes) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+        self.processes = processes
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in super().__iter__():
+            yield batch[self.processes.part(len(batch))]

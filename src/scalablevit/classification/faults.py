@@ -39,6 +39,8 @@ def explain(error: BaseException, config: TrainConfig, folder: Path, *, is_saved
         problem = describe_worker_death(str(error.__cause__ if is_worker_death(error.__cause__) else error), config)
     elif is_shared_memory_full(error):
         problem = f"shared memory is full: lower --workers (now {config.workers}), or give the container more of it"
+    elif is_lost_process(error):
+        problem = "another process of the run has ended, and has said why, here or in its own output"
     elif is_disk_full(error):
         problem = f"there is no room left to write to {folder} ({_first_line(error)}): make room"
     elif is_out_of_memory(error):
@@ -76,6 +78,12 @@ def is_shared_memory_full(error: BaseException) -> bool:
 def is_worker_death(error: BaseException | None) -> bool:
     """Whether a process that reads images has ended."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether another process of a run that has several is gone."""
+    lost = "Connection (closed|reset|refused)|gloo/|ProcessGroup|NCCL|Broken pipe.*rank|Timed out after .* waiting for"
+    return isinstance(error, RuntimeError) and re.search(lost, str(error)) is not None
 
 
 def describe_worker_death(message: str, config: TrainConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import signal
 import warnings
@@ -16,20 +17,24 @@ from torch.utils.data import DataLoader
 from scalablevit.classification.checkpoint_files import read_checkpoint
 from scalablevit.classification.checkpoints import Checkpoints, CheckpointStorage, find_saved_state, restore_best
 from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.devices import Processes, make_environment, make_strategy
 from scalablevit.classification.non_finite import NonFiniteGuard
 from scalablevit.classification.progress import InputRateRecorder, MetricsRecorder
-from scalablevit.classification.run_folder import EpochMetrics, RunFolder
+from scalablevit.classification.run_folder import EpochMetrics, RunFolder, best_row
 from scalablevit.classification.stopping import StopSignals
 from scalablevit.classification.task import ClassificationTask
 
 # Advice that does not fit, as regular expressions of how it starts: images in memory want no workers, a small set has
 # fewer steps than Lightning's interval of logging, which is not used, the order of images goes on where it was without
-# Lightning's help, and a deprecation in Lightning's own code.
+# Lightning's help, all processes have the scores of all images, gradients of convolutions lie in two orders in memory,
+# and a deprecation in Lightning's own code.
 _UNFIT_ADVICE = (
     r"The '\w+_dataloader' does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "You're resuming from a checkpoint that ended before the epoch ended",
+    "Grad strides do not match bucket view strides",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"It is recommended to use `self.log\(.*sync_dist=True",
 )
 
 
@@ -44,7 +49,7 @@ def fit(
     *,
     resume: bool = False,
 ) -> tuple[list[EpochMetrics], int]:
-    """Trains, and leaves the weights of the best epoch in the task.
+    """Trains, and leaves the weights of the best epoch in the task, in that of the first process.
 
     Args:
         task: What is trained.
@@ -65,38 +70,42 @@ def fit(
         StoppedBySignal: If a signal asked the run to end. It can be resumed.
         KeyboardInterrupt: If the run was interrupted. It can be resumed.
     """
-    recorder = MetricsRecorder(folder)
+    processes, whole = task.processes, copy.deepcopy(task.model) if config.strategy == "fsdp" else task.model
+    recorder = MetricsRecorder(folder, writes=processes.is_first)
     checkpoints = Checkpoints(folder, recorder, config, stop)
     state = find_saved_state(folder) if resume else None
     if state is not None:
-        checkpoints.first_candidate = restore_best(folder, state)
-        sampler: Any = training.sampler
-        sampler.start_at(state.epoch, state.batches * (training.batch_size or 1))
+        checkpoints.first_candidate = restore_best(folder, state, write=processes.is_first)
+        batches: Any = training.batch_sampler
+        batches.sampler.start_at(state.epoch, state.batches * batches.batch_size)
         task.notes = (*task.notes, str(state))
-    else:
+    elif processes.is_first:
         folder.write_metrics(())
     with quiet_lightning(), stop.deferred():
-        trainer = make_trainer(
-            config, [recorder, InputRateRecorder(folder), NonFiniteGuard(folder), checkpoints, *callbacks]
-        )
+        own = [recorder, InputRateRecorder(folder), NonFiniteGuard(folder), checkpoints]
+        trainer = make_trainer(config, folder, [*own, *callbacks], processes)
         with interrupts_as_exceptions(trainer):
             trainer.fit(task, training, validation, ckpt_path=None if state is None else state.file)
-    best = read_checkpoint(folder.best_checkpoint)
-    task.load_state_dict(best["state_dict"])
-    return recorder.rows, int(best["epoch"]) + 1
+    best_epoch = best_row(recorder.rows[checkpoints.first_candidate - 1 :] or recorder.rows).epoch
+    if processes.is_first:
+        task.model = whole  # fsdp has cut the other into pieces
+        task.load_state_dict(read_checkpoint(folder.best_checkpoint)["state_dict"])
+    return recorder.rows, best_epoch
 
 
-def make_trainer(config: TrainConfig, callbacks: Sequence[Any]) -> Any:
+def make_trainer(config: TrainConfig, folder: RunFolder, callbacks: Sequence[Any], processes: Processes) -> Any:
     """Lightning's Trainer with the options of a run, and nothing that writes or prints by itself."""
     try:
         return pl.Trainer(
             accelerator=config.accelerator,
-            devices=1,
+            devices=processes.per_node,
+            num_nodes=processes.nodes,
+            strategy=make_strategy(config, processes),
             precision=config.precision,
             max_epochs=config.epochs,
             gradient_clip_val=config.clip or None,
             accumulate_grad_batches=config.accumulate,
-            plugins=[CheckpointStorage()],
+            plugins=[CheckpointStorage(folder), make_environment(processes)],
             callbacks=list(callbacks),
             enable_checkpointing=False,
             logger=False,

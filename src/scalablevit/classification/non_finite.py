@@ -48,7 +48,8 @@ class NonFiniteGuard(pl.Callback):
         values = [] if pl_module.loss is None else [pl_module.loss]
         if gradients:
             values.append(torch.nn.utils.get_total_norm(gradients))
-        if all(bool(torch.isfinite(value)) for value in values):
+        is_bad = not all(bool(torch.isfinite(value)) for value in values)
+        if not pl_module.processes.largest(is_bad, pl_module.device):
             return
         config = pl_module.config
         is_last = config.non_finite == "stop" or self.skipped >= config.max_non_finite
@@ -60,9 +61,10 @@ class NonFiniteGuard(pl.Callback):
         optimizer.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient
 
     def _describe(self, trainer: Any, task: ClassificationTask, values: list[Tensor]) -> dict[str, Any]:
-        batch, size = trainer.fit_loop.batch_idx, trainer.train_dataloader.batch_size
+        batches = trainer.train_dataloader.batch_sampler
+        batch, size = trainer.fit_loop.batch_idx, batches.batch_size
         first = batch // task.config.accumulate * task.config.accumulate
-        indices = trainer.train_dataloader.sampler.order(trainer.current_epoch)[first * size : (batch + 1) * size]
+        indices = batches.sampler.order(trainer.current_epoch)[first * size : (batch + 1) * size]
         paths = trainer.train_dataloader.dataset.decoded.paths
         return {
             "step": trainer.global_step + 1,
@@ -77,11 +79,12 @@ class NonFiniteGuard(pl.Callback):
 
     def _write(self, trainer: Any, facts: dict[str, Any], *, with_state: bool) -> None:
         file = self.folder.non_finite / f"step-{facts['step']:08}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
         if with_state:
             trainer.save_checkpoint(file.with_suffix(".ckpt"))
             facts = {**facts, "state": file.with_suffix(".ckpt").name}
-        write_json(file, facts)
+        if trainer.is_global_zero:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, facts)
 
     def _message(self, task: ClassificationTask, facts: dict[str, Any]) -> str:
         what = (

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from scalablevit.benchmarking.cost import count_macs, count_parameters
 from scalablevit.classification.augmentation import Augmentation, RandomCrop
 from scalablevit.classification.class_folders import OTHER_IMAGE_SUFFIXES
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.data import (
+    BatchParts,
     DecodedImages,
     EpochSampler,
     EvaluationSet,
@@ -24,6 +25,7 @@ from scalablevit.classification.data import (
     UnreadableImages,
     collate,
 )
+from scalablevit.classification.devices import Processes, find_processes
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.initial_weights import InitialWeights, build_from, load_into, read_initial_weights
 from scalablevit.classification.input_rate import TimedLoader, measure_reading
@@ -46,6 +48,7 @@ class Prepared:
         preprocessing: What is done to images outside training.
         initial: The weights that training starts from; None: from scratch.
         unreadable: Where images are noted that cannot be read.
+        processes: Those that train.
 
     Attributes:
         notes: What else there is to know, as lines.
@@ -57,6 +60,7 @@ class Prepared:
     preprocessing: Preprocessing
     initial: InitialWeights | None
     unreadable: UnreadableImages
+    processes: Processes = field(default_factory=Processes)
     notes: list[str] = field(default_factory=list)
 
     def build_model(self) -> ScalableViT:
@@ -91,16 +95,25 @@ class Prepared:
             "collate_fn": collate,
             "worker_init_fn": shield_worker,
         }
-        train_loader = TimedLoader(
-            TrainingSet(train_images, data.training, self._augmentation(), seed=config.seed),
+        train_batches = BatchParts(
+            EpochSampler(len(data.training), seed=config.seed),
             config.batch_size,
-            sampler=EpochSampler(len(data.training), seed=config.seed),
             # A last, smaller batch would weigh its images more than others; each epoch leaves out other images.
             drop_last=len(data.training) >= config.batch_size,
-            **common,
+            processes=self.processes,
         )
+        train_set = TrainingSet(train_images, data.training, self._augmentation(), seed=config.seed)
         val_set = EvaluationSet(val_images, data.validation, preprocessing)
-        return train_loader, DataLoader(val_set, max(config.batch_size, 256), **common)
+        val_batches = BatchParts(
+            SequentialSampler(val_set),
+            max(config.batch_size, 256 * self.processes.count),
+            drop_last=False,
+            processes=self.processes,
+        )
+        return (
+            TimedLoader(train_set, batch_sampler=train_batches, **common),
+            DataLoader(val_set, batch_sampler=val_batches, **common),
+        )
 
     def measure_reading(self) -> float | None:
         """Images per second that reading and augmenting give by themselves, in some seconds; None for a small set."""
@@ -191,6 +204,7 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
         preprocessing=preprocessing,
         initial=initial,
         unreadable=UnreadableImages(total, config.max_unreadable),
+        processes=find_processes(config),
         notes=_notes(found, left_out_files(data)),
     )
 

@@ -27,13 +27,15 @@ class MetricsRecorder(pl.Callback):
 
     Args:
         folder: Where the row goes.
+        writes: Whether this process is the one that writes.
 
     Attributes:
         rows: The rows so far.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, writes: bool = True) -> None:
         self.folder = folder
+        self.writes = writes
         self.rows: list[EpochMetrics] = []
         self._losses: list[torch.Tensor] = []
         self._images = 0
@@ -55,7 +57,8 @@ class MetricsRecorder(pl.Callback):
         self._losses = list(state_dict["losses"])
         self._images, self._learning_rate = state_dict["images"], state_dict["learning_rate"]
         self._started, self._trained = time.perf_counter() - state_dict["seconds"], 0.0
-        self.folder.write_metrics(self.rows)
+        if self.writes:
+            self.folder.write_metrics(self.rows)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begins to measure."""
@@ -65,7 +68,7 @@ class MetricsRecorder(pl.Callback):
         """Notes the loss; reading its value would make an accelerator wait."""
         if pl_module.loss is not None:  # as it is where no image of the batch could be read
             self._losses.append(pl_module.loss)
-        self._images += len(batch.targets)
+        self._images += pl_module.images
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -86,6 +89,8 @@ class MetricsRecorder(pl.Callback):
         )
         self.rows.append(row)
         self._losses = []
+        if not self.writes:
+            return
         self.folder.append_metrics(row)
         logger.info(describe(row, score=score_name(pl_module)))
 
@@ -209,7 +214,7 @@ class ProgressDisplay(pl.Callback):
             self._bar.stop()
 
     def _facts(self, trainer: Any, outputs: Any, batch: Any, batch_index: int, now: float) -> str:
-        speed = (batch_index + 1 - self._first_batch) * len(batch.targets) / (now - self._epoch_started)
+        speed = (batch_index + 1 - self._first_batch) * trainer.lightning_module.images / (now - self._epoch_started)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         loss = math.nan if trainer.lightning_module.loss is None else float(trainer.lightning_module.loss)
         return f"loss {loss:.3f}  lr {rate:.1e}  {speed:.0f} images/s  {self._time_left(trainer)}"
@@ -227,9 +232,11 @@ def describe_task(task: ClassificationTask, images: int) -> str:
     config, classes = task.config, len(task.scores.classes)
     network = architecture_name(task.model.config)
     assert config.size is not None
-    millions = sum(parameter.numel() for parameter in task.model.parameters()) / 1e6
+    count = task.processes.count
+    devices = str(task.device) if count == 1 else f"{count} devices ({task.device.type})"
+    millions = task.parameter_count / 1e6
     return (
-        f"{network} with {millions:.2f} M parameters on {task.device}; {images} images of {classes} classes,"
+        f"{network} with {millions:.2f} M parameters on {devices}; {images} images of {classes} classes,"
         f" at {config.size[0]}x{config.size[1]} pixels in {'grey' if config.channels == 1 else 'colour'}"
     )
 

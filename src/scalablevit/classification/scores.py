@@ -146,6 +146,12 @@ class Scores:
         self._logits.append(logits.detach().float().cpu())
         self._targets.append(targets.cpu())
 
+    def merge(self, others: Sequence[Scores]) -> None:
+        """Adds what others have gathered."""
+        for other in others:
+            self._logits += other._logits
+            self._targets += other._targets
+
     def answers(self) -> Answers:
         """All that was added.
 

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from scalablevit.benchmarking.cost import count_parameters
 from scalablevit.classification.configuration import LEARNING_RATES, TrainConfig
 from scalablevit.classification.data import Batch, UnreadableImages
+from scalablevit.classification.devices import Processes
 from scalablevit.classification.mixing import mix
 from scalablevit.classification.muon import Muon
 from scalablevit.classification.randomness import Purpose, generator, torch_seed
@@ -37,6 +39,7 @@ class ClassificationTask(pl.LightningModule):
         unreadable: Where images are noted that cannot be read.
         multi_label: Whether an image may have any number of labels.
         notes: What people are told of the run before it starts, as lines.
+        processes: Those that train.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class ClassificationTask(pl.LightningModule):
         *,
         multi_label: bool = False,
         notes: Sequence[str] = (),
+        processes: Processes | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -58,8 +62,14 @@ class ClassificationTask(pl.LightningModule):
         self.unreadable = unreadable
         self.multi_label = multi_label
         self.notes = tuple(notes)
-        self.loss: Tensor | None = None  # of the batch in progress
+        self.processes = processes or Processes()
+        self.loss: Tensor | None = None  # of the batch in progress, of all processes
+        self.images = 0  # in it
+        self.parameter_count = count_parameters(model)  # fsdp leaves each process a part of them
+        self._optimizer: torch.optim.Optimizer | None = None
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        if self.average is not None:
+            self.average.requires_grad_(False)  # DDP would wait for its gradients
 
     @property
     def trained_model(self) -> ScalableViT:
@@ -73,22 +83,36 @@ class ClassificationTask(pl.LightningModule):
         return self.current_epoch * int(self.trainer.num_training_batches) + batch_index
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        """Makes what is drawn at random for the batch (drop-path, dropout) depend on its position alone."""
-        torch.manual_seed(torch_seed(Purpose.STEP, self.config.seed, self.position(batch_index)))
+        """Makes what is drawn at random for the batch (drop-path, dropout) depend on its position and part alone."""
+        part = [self.processes.rank] if self.processes.rank else []
+        torch.manual_seed(torch_seed(Purpose.STEP, self.config.seed, self.position(batch_index), *part))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
-        """The loss of a batch; None if none of its images could be read."""
+        """The loss of a batch; None if none of its images could be read.
+
+        Lightning takes the mean of the processes' gradients, so a part counts by its images.
+        """
         self.unreadable.add(batch.unreadable)
-        self.loss = None
-        if not len(batch.targets):
+        self.loss, own = None, len(batch.targets)
+        self.images = self.processes.total(own, self.device)
+        if not self.images:
             return None
+        loss = self._loss_of(batch, batch_index) if own else self._no_loss()
+        if own * self.processes.count != self.images:
+            loss = loss * (own * self.processes.count / self.images)
+        self.loss = self.processes.mean(loss.detach())
+        return loss
+
+    def _no_loss(self) -> Tensor:
+        """Of a part without images: it has gradients, as others wait for them, and they are 0."""
+        return 0.0 * self.model(torch.zeros(1, self.model.in_chans, 1, 1, device=self.device)).sum()
+
+    def _loss_of(self, batch: Batch, batch_index: int) -> Tensor:
         images = self.preprocessing.normalise(batch.pixels)
         targets = self._smooth(batch.targets)
         random = generator(Purpose.STEP, self.config.seed, self.position(batch_index))
         images, targets = mix(images, targets, mixup=self.config.mixup, cutmix=self.config.cutmix, random=random)
-        loss = self._loss(self.model(images), targets)
-        self.loss = loss.detach()
-        return loss
+        return self._loss(self.model(images), targets)
 
     def _smooth(self, targets: Tensor) -> Tensor:
         if targets.ndim == 2:
@@ -117,21 +141,42 @@ class ClassificationTask(pl.LightningModule):
             self.scores.update(self.trained_model(self.preprocessing.normalise(batch.pixels)), batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Reports the scores to whoever chooses the best epoch."""
-        result = self.scores.result()
+        """Reports the scores of all processes to whoever chooses the best epoch."""
+        scores = Scores(self.scores.classes)
+        scores.merge(self.processes.gather(self.scores))
+        result = scores.result()
         self.log_dict({"val_loss": result.loss, "val_score": result.score})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the images that could not be read so far."""
+        """Adds the images that could not be read so far, by any of the processes."""
+        for reasons in self.processes.gather(self.unreadable.reasons):
+            self.unreadable.reasons.update(reasons)
         checkpoint["unreadable"] = dict(self.unreadable.reasons)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes them up again."""
         self.unreadable.reasons.update(checkpoint["unreadable"])
 
+    def setup(self, stage: str) -> None:
+        """With fsdp, makes the optimiser while parameters have their shapes, which say how they are moved."""
+        if self.config.strategy == "fsdp":
+            self._optimizer = make_optimizer(self.model, self.config)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Cuts the norm of all gradients, of all pieces where fsdp has cut the parameters."""
+        if self.config.strategy != "fsdp":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            self.trainer.model.clip_grad_norm_(gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """The optimiser, with warm-up and cosine step by step."""
-        optimizer = make_optimizer(self.model, self.config)
+        optimizer = self._optimizer or make_optimizer(self.model, self.config)
         assert self.config.epochs is not None
         assert self.config.warmup_epochs is not None
         steps = int(self.trainer.estimated_stepping_batches)

@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from scalablevit.classification.configuration import MAY_CHANGE, TrainConfig
 from scalablevit.classification.csv_files import write_table
+from scalablevit.classification.devices import find_processes, own_rank
 from scalablevit.classification.evaluation import (
     Evaluation,
     choose_device,
@@ -20,11 +21,12 @@ from scalablevit.classification.evaluation import (
     name_of_data,
     write_run_report,
 )
-from scalablevit.classification.faults import explain, how_to_go_on
+from scalablevit.classification.faults import TrainingFault, explain, how_to_go_on
+from scalablevit.classification.launching import exit_code, together
 from scalablevit.classification.preparation import Prepared, prepare
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import AnyResult
-from scalablevit.classification.stopping import StopSignals
+from scalablevit.classification.stopping import StoppedBySignal, StopSignals
 from scalablevit.extras import require_extra
 from scalablevit.trained import model_folder
 from scalablevit.weights import load_model, read_config, save_model
@@ -63,6 +65,8 @@ def train(
 
     The same options and seed give the same weights, on the same machine and with the same number of threads.
 
+    With several devices the other processes run the same script, and all have the result.
+
     Args:
         data: A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file, a folder of idx
             files, a set by its name (``"torch/NAME:FOLDER"``, ``"hfds/NAME"``, ``"wds/FOLDER"``), or ``"sample"`` for
@@ -94,25 +98,30 @@ def train(
         folder, prepared = _resume(path, data, options)
     else:
         folder, prepared = _begin(data, path, TrainConfig(**options), overwrite=overwrite)
-    stop = StopSignals()
+    stop, is_first = StopSignals(), prepared.processes.is_first
     try:
-        with stop.caught():
-            rows, best_epoch, evaluation = _run(prepared, folder, callbacks, stop, resume=resume)
+        with stop.caught(), together(prepared.processes):
+            rows, best_epoch, scores = _run(prepared, folder, callbacks, stop, resume=resume)
     except KeyboardInterrupt as interrupt:
+        if not is_first:
+            raise SystemExit(exit_code(interrupt)) from None
         interrupt.add_note(f"To go on: {how_to_go_on(folder.path)}")
         raise
     except Exception as error:
+        if not is_first and isinstance(error, (StoppedBySignal, TrainingFault)):
+            raise SystemExit(exit_code(error)) from None  # all end so together, and the first one says it
         is_saved = folder.last_checkpoint.is_file()
-        if not (resume or is_saved or folder.non_finite.is_dir()):
+        if is_first and not (resume or is_saved or folder.non_finite.is_dir()):
             folder.discard()  # there is nothing to go on from
         fault = explain(error, prepared.config, folder.path, is_saved=is_saved)
         if fault is None:
             raise
         raise fault from error
-    folder.remove_replaced()
+    if is_first:
+        folder.remove_replaced()
     return TrainResult(
         run=folder.path,
-        scores=evaluation.result,
+        scores=scores,
         best_epoch=best_epoch,
         epochs=len(rows),
         seconds=time.perf_counter() - started,
@@ -132,24 +141,34 @@ def _check_changes(own: TrainConfig, options: dict[str, Any], out: Path) -> Trai
             f"{'; '.join(wrong)}: a run is resumed with its own options, but for {', '.join(MAY_CHANGE)}; leave the"
             " others out, or start another run"
         )
-    return replace(own, **{name: getattr(given, name) for name in options if name in MAY_CHANGE})
+    changed = replace(own, **{name: getattr(given, name) for name in options if name in MAY_CHANGE})
+    if "fsdp" in (own.strategy, changed.strategy) and own.strategy != changed.strategy:
+        raise ValueError(
+            f"strategy is {changed.strategy!r}, but the run in {out} has {own.strategy!r}, and fsdp keeps the state of"
+            " the optimiser in another order: leave --strategy out, or start another run"
+        )
+    return changed
 
 
 def _run(
     prepared: Prepared, folder: RunFolder, callbacks: Sequence[Any], stop: StopSignals, *, resume: bool
-) -> tuple[list[EpochMetrics], int, Evaluation]:
+) -> tuple[list[EpochMetrics], int, AnyResult]:
     """Trains and evaluates."""
+    processes = prepared.processes
     # The run draws from PyTorch's global generator, which, on the CPU, is put back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(prepared.config.seed)
         rows, best_epoch = _fit(prepared, folder, callbacks, stop, resume=resume)
-    return rows, best_epoch, _evaluate(prepared, folder, rows)
+    scores = _evaluate(prepared, folder, rows).result if processes.is_first else None
+    return rows, best_epoch, cast(AnyResult, processes.share(scores))
 
 
 def _begin(data: str | Path | None, out: Path, config: TrainConfig, *, overwrite: bool) -> tuple[RunFolder, Prepared]:
     if data is None:
         raise ValueError("data is not given: name a folder of images, a CSV file, or 'sample'")
-    RunFolder(out).check_free(overwrite=overwrite)
+    processes = find_processes(config)
+    if processes.is_first:
+        RunFolder(out).check_free(overwrite=overwrite)
     if Path(data).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"data {data} lies inside the run folder {out}: give another --out")
     if config.weights is not None:
@@ -163,6 +182,8 @@ def _begin(data: str | Path | None, out: Path, config: TrainConfig, *, overwrite
     if prepared.data.drawn and Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"out {out} lies inside the data {data}, and would be one of its classes: give another --out")
     _ = prepared.loaders  # decoded before the run folder is made, so that unreadable images leave nothing behind
+    if not processes.is_first:  # another makes it, if it has not yet
+        return RunFolder(out), prepared
     folder = RunFolder.create(out, overwrite=overwrite)
     try:
         _write_beginning(folder, data, prepared)
@@ -193,7 +214,7 @@ def _resume(out: Path, data: str | Path | None, options: dict[str, Any]) -> tupl
         raise ValueError(f"{folder.config_file} has the option {unknown}, which there is not: remove it")
     own = TrainConfig(**config)
     changed = _check_changes(own, options, out)
-    if changed != own:
+    if changed != own and own_rank() == 0:
         folder.write_config({"data": own_data, **_plain(asdict(changed))})
     own = changed
     prepared = prepare(folder.split_file if folder.split_file.is_file() else own_data, own)
@@ -218,8 +239,11 @@ def _fit(
         prepared.unreadable,
         multi_label=training.multi_label,
         notes=[*prepared.notes, *map(str, prepared.choices)],
+        processes=prepared.processes,
     )
     fitted = fit(task, *prepared.loaders, prepared.config, folder, stop, callbacks, resume=resume)
+    if not prepared.processes.is_first:
+        return fitted
     save_model(
         task.trained_model,
         folder.path,
