@@ -15,12 +15,14 @@ SECTION = "scalablevit"  # of the file's rt_info
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-def read_onnx(path: Path) -> Any:
-    """The model of an ONNX file, which may hold the sizes of batch, height and width open."""
+def read_openvino(path: Path) -> Any:
+    """The model in an ``.xml`` or ``.onnx`` file, in memory: the file may be written anew."""
     import openvino
 
-    # Not openvino.convert_model, which is the same reader behind a telemetry client.
-    return openvino.Core().read_model(path)
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})
+    # Not openvino.convert_model, which is the same reader and tells its makers of each use.
+    return core.read_model(path)
 
 
 def save_openvino(model: Any, path: Path, metadata: Mapping[str, str]) -> None:

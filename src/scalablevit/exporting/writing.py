@@ -13,7 +13,7 @@ from scalablevit.exporting.agreement import check_agreement, shapes_to_check
 from scalablevit.exporting.description import Arithmetic, Description
 from scalablevit.exporting.onnx_file import export_onnx
 from scalablevit.exporting.opening import open_export
-from scalablevit.exporting.openvino_files import read_onnx, save_openvino
+from scalablevit.exporting.openvino_files import read_openvino, save_openvino
 from scalablevit.exporting.program import (
     check_evaluation_mode,
     compile_program,
@@ -21,6 +21,7 @@ from scalablevit.exporting.program import (
     save_program,
     smallest_side,
 )
+from scalablevit.exporting.remarks import kept_quiet
 from scalablevit.extras import require_extra
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.suggestions import nearest_name
@@ -47,7 +48,7 @@ class Kind:
 
 def _write_openvino(model: ScalableViT, path: Path, metadata: dict[str, str]) -> None:
     file = export_onnx(model, path.with_suffix(".onnx"))
-    save_openvino(read_onnx(file), path, metadata)
+    save_openvino(read_openvino(file), path, metadata)
     file.unlink()
 
 
@@ -167,7 +168,8 @@ def write_export(
     shapes = _checked_shapes(description, target)
     model = model.float().cpu()
     with beside(out) as path:
-        kind.write(model, path, description.to_strings())
+        with kept_quiet():
+            kind.write(model, path, description.to_strings())
         difference = check_agreement(model, open_export(path, precision="fp32"), out, shapes)
         if change is not None:
             description = change(path, description)
