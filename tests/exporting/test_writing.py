@@ -160,7 +160,7 @@ def test_a_missing_package_is_named_before_any_work(model, tmp_path, monkeypatch
     with pytest.raises(extras.MissingExtraError, match=r"^openvino is not installed.*scalablevit\[export\]"):
         write_export(model, tmp_path / "model.xml")
     (tmp_path / "model.onnx").write_text("")
-    with pytest.raises(extras.MissingExtraError, match="^onnxruntime is not installed"):
+    with pytest.raises(extras.MissingExtraError, match=r"^onnxruntime is not installed"):
         open_export(tmp_path / "model.onnx")
 
 
