@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scalablevit.benchmarking.comparison import benchmark
     from scalablevit.classification.checking import check
     from scalablevit.classification.evaluation import evaluate
+    from scalablevit.classification.exports import export
     from scalablevit.classification.prediction import predict
     from scalablevit.classification.training import train
     from scalablevit.weights import convert_state_dict, load_model, save_model
@@ -32,6 +33,7 @@ _LAZY = {
     "check": "scalablevit.classification.checking",
     "convert_state_dict": "scalablevit.weights",
     "evaluate": "scalablevit.classification.evaluation",
+    "export": "scalablevit.classification.exports",
     "load_model": "scalablevit.weights",
     "predict": "scalablevit.classification.prediction",
     "save_model": "scalablevit.weights",
@@ -45,6 +47,7 @@ __all__ = [
     "check",
     "convert_state_dict",
     "evaluate",
+    "export",
     "load_model",
     "predict",
     "save_model",

@@ -136,8 +136,8 @@ def nearest(message: str, known: Sequence[str]) -> str:
 
 def plain(message: str) -> str:
     """A message of the parser in the words of those who use the command."""
-    message = re.sub(r"\b(?:train|evaluate|predict|check)\.(out)\b", r"--\1", message)
-    message = re.sub(r"\b(?:train|evaluate|predict|check)\.(\w+)", lambda match: match[1].upper(), message)
+    message = re.sub(r"\b(?:train|evaluate|predict|export|check)\.(out)\b", r"--\1", message)
+    message = re.sub(r"\b(?:train|evaluate|predict|export|check)\.(\w+)", lambda match: match[1].upper(), message)
     # Older versions of the parser do not repeat the value.
     wrong = re.match(r'Parser key "(\w+)"(?: element \d+)?: (?:Cannot|.*(?:Given value|Got value): (.*)$)', message)
     if wrong is None:
@@ -310,6 +310,32 @@ def _predict(arguments: Namespace) -> int:
     return 1 if failed else 0
 
 
+def _add_export_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("--out", required=True, help="The file to write.")
+    parser.add_argument(
+        "--to", help="onnx, openvino, pt2 or aoti; default: by the ending of --out (.onnx, .xml, .pt2)."
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="Quantise; needs --calibrate and --data. ONNX and OpenVINO."
+    )
+    parser.add_argument("--bf16", action="store_true", help="Have OpenVINO compute in bfloat16; needs --data.")
+    parser.add_argument("--calibrate", metavar="FOLDER", help="Images like those to come, for --int8; or 'sample'.")
+    parser.add_argument("--calibration_images", type=int, default=256, help="How many of them, at most.")
+    parser.add_argument("--data", help=f"To compare the accuracy on, before and after. {DATA_HELP}")
+    parser.add_argument("--split", help="Of the data: train, val or test; default: val, or all.")
+    parser.add_argument("--max_lost", type=float, default=0.5, help="Points of accuracy that may be lost, at most.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
+
+
+def _export(arguments: Namespace) -> None:
+    from scalablevit.classification.exports import export
+    from scalablevit.display import show_export
+
+    names = ("to", "int8", "bf16", "calibrate", "calibration_images", "data", "split", "max_lost", "overwrite")
+    show_export(export(arguments.run, arguments.out, **{name: arguments[name] for name in names}))
+
+
 def _add_check_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("data", help=DATA_HELP)
     parser.add_argument("--seed", type=int, default=0, help="Which images are drawn for validation, as in training.")
@@ -392,6 +418,11 @@ VERBS: dict[str, Verb] = {
     ),
     "predict": Verb(
         summary="Name the most probable classes of images.", add_arguments=_add_predict_arguments, run=_predict
+    ),
+    "export": Verb(
+        summary="Write a trained model as ONNX, OpenVINO or a PyTorch program, compared with it.",
+        add_arguments=_add_export_arguments,
+        run=_export,
     ),
     "check": Verb(
         summary="Read every image of a data set, and say what is wrong.", add_arguments=_add_check_arguments, run=_check

@@ -14,6 +14,7 @@ from scalablevit.variants import VARIANTS
 if TYPE_CHECKING:
     from scalablevit.benchmarking.comparison import BenchmarkResult
     from scalablevit.classification.checking import CheckResult
+    from scalablevit.classification.exports import ExportResult
     from scalablevit.classification.planning import Plan
     from scalablevit.classification.scores import AnyResult
 
@@ -39,6 +40,24 @@ def show_scores(result: AnyResult) -> None:
     for name in sorted({*result.recall, *result.precision}):
         table.add_row(name, *(f"{values[name]:.1f}" if name in values else "-" for values in columns.values()))
     _print(table, result.headline())
+
+
+def show_export(result: ExportResult) -> None:
+    """What was written, and how near it is to the model."""
+    told = result.description
+    sides = "any size" if told.smallest_side == 1 else f"height and width from {told.smallest_side} pixels"
+    numbers = " and ".join(dict.fromkeys((told.weights, told.arithmetic)))
+    _print(
+        f"{result.path}: {told.architecture}, {told.num_classes} classes, {numbers}, {result.bytes / 1e6:.1f} MB; any"
+        f" number of images, {sides}",
+        f"logits in float32 differ from the model's by {result.difference:.1e} of their spread at most",
+    )
+    if result.accuracy is not None:
+        found = result.accuracy
+        _print(
+            f"{found.metric} on {found.images} images: {found.before:.2f} % before, {found.after:.2f} % after"
+            f" ({-found.lost:+.2f} points)"
+        )
 
 
 def show_check(result: CheckResult) -> None:

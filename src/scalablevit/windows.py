@@ -109,11 +109,25 @@ def _attend_in_windows_traced(
     real = torch.zeros([b, h, w, 1], dtype=value.dtype, device=value.device)
     mask = F.pad(real, padding, value=float("-inf"))
     mask = partition(mask, window_size, window_size).transpose(1, 2).unsqueeze(1)  # (b * windows, 1, 1, k)
-    query_key = partition(F.pad(query_key, padding), window_size, window_size)
-    value = partition(F.pad(value, padding), window_size, window_size)
-    out = _attend(query_key, value, heads, scale, dropout, mask)
-    out = merge(out, window_size, window_size, padded_height, padded_width)
+    query, key = _heads_in_windows(F.pad(query_key, padding), 2 * heads, window_size).split(heads, dim=1)
+    value = _heads_in_windows(F.pad(value, padding), heads, window_size)
+    out = attend(query, key, value, scale, dropout, mask)
+    out = _map_of_heads(out, window_size, padded_height, padded_width)
     return F.pad(out, [0, 0, 0, w - padded_width, 0, h - padded_height])  # a negative padding crops
+
+
+def _heads_in_windows(x: Tensor, heads: int, window_size: int) -> Tensor:
+    """(b, h, w, n * d) to (b * windows, n, q, d): `partition` and `split_heads` in one trip through memory."""
+    w, c = x.shape[2], x.shape[3]
+    x = x.reshape(-1, window_size, w // window_size, window_size, heads, c // heads)
+    return laid_out(x.permute(0, 2, 4, 1, 3, 5)).reshape(-1, heads, window_size * window_size, c // heads)
+
+
+def _map_of_heads(x: Tensor, window_size: int, height: int, width: int) -> Tensor:
+    """The inverse of `_heads_in_windows`."""
+    heads, d = x.shape[1], x.shape[3]
+    x = x.reshape(-1, width // window_size, heads, window_size, window_size, d)
+    return laid_out(x.permute(0, 3, 1, 4, 2, 5)).reshape(-1, height, width, heads * d)
 
 
 def _padding_mask(padded: Tensor, height: int, width: int, window_height: int, window_width: int) -> Tensor:

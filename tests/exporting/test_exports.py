@@ -2,21 +2,11 @@ import pytest
 import torch
 
 from scalablevit.exporting import export_onnx, export_program, smallest_side
+from tests.exporting.conftest import SHORT
 from tests.networks import SIZES, all_designs, randomise, small_network
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-# Of two stages, for time; the slow tests take all four.
-SHORT = {
-    "dim": (8, 16),
-    "depth": (1, 1),
-    "heads": (1, 2),
-    "reduction_factor": (8, 1),
-    "ssa_dim_key": (10, 8),
-    "ssa_dim_value": (8, 6),
-    "iwsa_dim_key": 8,
-    "iwsa_dim_value": (8, 6),
-}
 EXTRA_SIZES = [(40, 33), (33, 500)]
 warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

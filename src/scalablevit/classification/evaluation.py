@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalablevit.classification.configuration import check_range
@@ -106,7 +106,7 @@ def evaluate(
 
 
 def evaluate_images(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     images: LabelledImages,
     preprocessing: Preprocessing,
     device: torch.device,
@@ -115,7 +115,7 @@ def evaluate_images(
     workers: int,
     max_unreadable: float,
 ) -> Evaluation:
-    """Scores a model, in eval mode and on `device`, on images.
+    """Scores a model, in eval mode and on `device`, or what else makes logits of normalised images.
 
     Raises:
         ValueError: If too many images cannot be read.
@@ -141,7 +141,7 @@ def evaluate_images(
 
 
 def _score_batch(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     batch: Batch,
     preprocessing: Preprocessing,
     device: torch.device,

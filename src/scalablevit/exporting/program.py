@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
+from scalablevit.exporting.archives import METADATA_FILE
 from scalablevit.scalable_vit import ScalableViT
 
 
@@ -33,6 +39,20 @@ def export_program(model: ScalableViT) -> ExportedProgram:
             dynamic_shapes={"images": sizes},
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
+
+def save_program(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a program, with metadata as one of its extra files."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of the machine that it was written on
+    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(dict(metadata), ensure_ascii=False)})
+
+
+def compile_program(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    """Compiles a program with AOTInductor, for the processor that this runs on, and writes the package."""
+    options: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
 def smallest_side(model: ScalableViT) -> int:

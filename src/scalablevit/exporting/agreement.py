@@ -1,0 +1,65 @@
+"""Whether an export gives what its model gives, on images of several sizes and batches of several lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scalablevit.exporting.opening import OpenedExport
+from scalablevit.scalable_vit import ScalableViT
+
+TOLERANCE = 1e-4  # of float32, of the spread of the logits
+
+
+def shapes_to_check(height: int, width: int, smallest_side: int) -> list[tuple[int, int, int]]:
+    """(batch, height, width): the usual size alone and in batches, others, not square, and the smallest."""
+    side = max(smallest_side, 33)
+    return [
+        (1, height, width),
+        (3, height, width),
+        (2, max(height, side) + 19, max(width, side) + 6),  # no multiple of windows, cells, or each other
+        (1, side, 2 * side),
+        (2, smallest_side, smallest_side),
+    ]
+
+
+def check_agreement(
+    model: ScalableViT, export: OpenedExport, path: Path, shapes: Sequence[tuple[int, int, int]]
+) -> float:
+    """The largest difference of any logit, as a fraction of the spread (largest minus smallest) of the model's logits.
+
+    Args:
+        model: What was exported, in evaluation mode, on the CPU.
+        export: What became of it.
+        path: Where it is to go, for the message.
+        shapes: (batch, height, width) of random images.
+
+    Raises:
+        ValueError: If the difference is above `TOLERANCE`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    differences, low, high = [], [], []
+    for batch, height, width in shapes:
+        images = torch.randn(batch, model.in_chans, height, width, generator=generator)
+        expected = _run(model, images)
+        differences.append(float((_run(export, images) - expected).abs().max()))
+        low.append(float(expected.min()))
+        high.append(float(expected.max()))
+    spread = (max(high) - min(low)) or 1.0
+    shares = [difference / spread for difference in differences]
+    for (batch, height, width), share in zip(shapes, shares, strict=True):
+        if not share <= TOLERANCE:  # not a number is wrong, too
+            raise ValueError(
+                f"{path} was not written: for {batch} images of {height} x {width} pixels its logits differ from the"
+                f" model's by {share:.1e} of their spread, more than {TOLERANCE:.0e}. Try another --to, or another"
+                " version of its packages"
+            )
+    return max(shares)
+
+
+def _run(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return network(images).float().cpu()
