@@ -44,7 +44,7 @@ RESUME_HELP = (
     "Go on with the run in that folder from the last state that it saved; give no data, and no options but"
     f" {', '.join(MAY_CHANGE)}."
 )
-RUN_HELP = "A run folder, or a folder by save_model."
+RUN_HELP = "A run folder, a folder by save_model, or the name of a trained model: fashion."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,55 +285,35 @@ def _evaluate(arguments: Namespace) -> None:
 
 
 def _add_predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("run", help=f"{RUN_HELP} Or a file by scalablevit export.")
     parser.add_argument("images", nargs="+", help="Image files, folders of them, or patterns such as 'photos/*.jpg'.")
     parser.add_argument("--top", type=int, default=5, help="How many classes to give for each image.")
     parser.add_argument("--batch_size", type=int, default=32, help="Images at once.")
+    parser.add_argument("--workers", type=int, help="Threads that read images; default: one per processor core.")
     parser.add_argument("--json", action="store_true", help="A line of JSON for each image.")
     _add_device_argument(parser)
 
 
 def _predict(arguments: Namespace) -> int:
-    from scalablevit.classification.prediction import FailedPrediction, predict_each
+    from scalablevit.classification.image_inputs import find_files
+    from scalablevit.classification.prediction import FailedPrediction
+    from scalablevit.classification.predictor import Predictor
+    from scalablevit.display import count_along
 
-    options = {name: arguments[name] for name in ("batch_size", "device")}
+    names = ("top", "batch_size", "device", "workers")
+    predictor = Predictor(arguments.run, **{name: arguments[name] for name in names})
+    files = find_files(arguments.images)
     failed = 0
-    for prediction in predict_each(arguments.run, arguments.images, arguments.top, **options):
+    for prediction in count_along(predictor.stream(files), len(files)):
         if isinstance(prediction, FailedPrediction):
             failed += 1
             print(f"scalablevit: error: {' '.join(prediction.reason.split())}", file=sys.stderr)
         elif arguments.json:
-            print(json.dumps({**asdict(prediction), "path": str(prediction.path)}, ensure_ascii=False))
+            print(prediction.to_json())
         else:
             classes = zip(prediction.labels, prediction.probabilities, strict=True)
             print(f"{prediction.path}: {', '.join(f'{label} {100 * value:.1f} %' for label, value in classes)}")
     return 1 if failed else 0
-
-
-def _add_export_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("--out", required=True, help="The file to write.")
-    parser.add_argument(
-        "--to", help="onnx, openvino, pt2 or aoti; default: by the ending of --out (.onnx, .xml, .pt2)."
-    )
-    parser.add_argument(
-        "--int8", action="store_true", help="Quantise; needs --calibrate and --data. ONNX and OpenVINO."
-    )
-    parser.add_argument("--bf16", action="store_true", help="Have OpenVINO compute in bfloat16; needs --data.")
-    parser.add_argument("--calibrate", metavar="FOLDER", help="Images like those to come, for --int8; or 'sample'.")
-    parser.add_argument("--calibration_images", type=int, default=256, help="How many of them, at most.")
-    parser.add_argument("--data", help=f"To compare the accuracy on, before and after. {DATA_HELP}")
-    parser.add_argument("--split", help="Of the data: train, val or test; default: val, or all.")
-    parser.add_argument("--max_lost", type=float, default=0.5, help="Points of accuracy that may be lost, at most.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
-
-
-def _export(arguments: Namespace) -> None:
-    from scalablevit.classification.exports import export
-    from scalablevit.display import show_export
-
-    names = ("to", "int8", "bf16", "calibrate", "calibration_images", "data", "split", "max_lost", "overwrite")
-    show_export(export(arguments.run, arguments.out, **{name: arguments[name] for name in names}))
 
 
 def _add_check_arguments(parser: ArgumentParser) -> None:
