@@ -342,6 +342,31 @@ def _export(arguments: Namespace) -> None:
     show_export(export(arguments.run, arguments.out, **{name: arguments[name] for name in names}))
 
 
+def _add_convert_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "source", help=f"{RUN_HELP} Or a file of this package, of vit-pytorch or of the paper's authors."
+    )
+    parser.add_argument("destination", help="A folder, for this package's layout; or a .safetensors, .pth or .pt file.")
+    parser.add_argument("--model", help="The variant that the weights are of; needed for a file of this package.")
+    parser.add_argument("--to", default="scalablevit", help="scalablevit, vit-pytorch or paper.")
+    parser.add_argument("--heads", type=int, nargs="+", help=LISTS["heads"])
+    parser.add_argument("--window_size", type=int, nargs="+", help=LISTS["window_size"])
+    parser.add_argument("--overwrite", action="store_true", help="Replace what is at the destination.")
+
+
+def _convert(arguments: Namespace) -> None:
+    from scalablevit.classification.weight_files import convert
+
+    names = ("model", "to", "heads", "window_size", "overwrite")
+    result = convert(arguments.source, arguments.destination, **{name: arguments[name] for name in names})
+    print(
+        f"{result.path}: {result.architecture}, {result.parameters} parameters, from the layout {result.source} to"
+        f" {result.target}",
+        *result.checks,
+        sep="\n",
+    )
+
+
 def _add_check_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("data", help=DATA_HELP)
     parser.add_argument("--seed", type=int, default=0, help="Which images are drawn for validation, as in training.")
@@ -429,6 +454,9 @@ VERBS: dict[str, Verb] = {
         summary="Write a trained model as ONNX, OpenVINO or a PyTorch program, compared with it.",
         add_arguments=_add_export_arguments,
         run=_export,
+    ),
+    "convert": Verb(
+        summary="Write weights in another layout, and prove it.", add_arguments=_add_convert_arguments, run=_convert
     ),
     "check": Verb(
         summary="Read every image of a data set, and say what is wrong.", add_arguments=_add_check_arguments, run=_check
