@@ -23,14 +23,18 @@ if TYPE_CHECKING:
     from scalablevit.classification.evaluation import evaluate
     from scalablevit.classification.exports import export
     from scalablevit.classification.prediction import predict
+    from scalablevit.classification.predictor import Predictor
     from scalablevit.classification.training import train
+    from scalablevit.classification.weight_files import convert
     from scalablevit.weights import convert_state_dict, load_model, save_model
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Predictor": "scalablevit.classification.predictor",
     "benchmark": "scalablevit.benchmarking.comparison",
     "check": "scalablevit.classification.checking",
+    "convert": "scalablevit.classification.weight_files",
     "convert_state_dict": "scalablevit.weights",
     "evaluate": "scalablevit.classification.evaluation",
     "export": "scalablevit.classification.exports",
@@ -42,9 +46,11 @@ _LAZY = {
 
 __all__ = [
     "Design",
+    "Predictor",
     "ScalableViT",
     "benchmark",
     "check",
+    "convert",
     "convert_state_dict",
     "evaluate",
     "export",

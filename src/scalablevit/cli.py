@@ -54,7 +54,7 @@ RESUME_HELP = (
     "Go on with the run in that folder from the last state that it saved; give no data, and no options but"
     f" {', '.join(MAY_CHANGE)}."
 )
-RUN_HELP = "A run folder, or a folder by save_model."
+RUN_HELP = "A run folder, a folder by save_model, or the name of a trained model: fashion."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,25 +325,31 @@ def _evaluate(arguments: Namespace) -> None:
 
 
 def _add_predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("run", help=f"{RUN_HELP} Or a file by scalablevit export.")
     parser.add_argument("images", nargs="+", help="Image files, folders of them, or patterns such as 'photos/*.jpg'.")
     parser.add_argument("--top", type=int, default=5, help="How many classes to give for each image.")
     parser.add_argument("--batch_size", type=int, default=32, help="Images at once.")
+    parser.add_argument("--workers", type=int, help="Threads that read images; default: one per processor core.")
     parser.add_argument("--json", action="store_true", help="A line of JSON for each image.")
     _add_device_argument(parser)
 
 
 def _predict(arguments: Namespace) -> int:
-    from scalablevit.classification.prediction import FailedPrediction, predict_each
+    from scalablevit.classification.image_inputs import find_files
+    from scalablevit.classification.prediction import FailedPrediction
+    from scalablevit.classification.predictor import Predictor
+    from scalablevit.display import count_along
 
-    options = {name: arguments[name] for name in ("batch_size", "device")}
+    names = ("top", "batch_size", "device", "workers")
+    predictor = Predictor(arguments.run, **{name: arguments[name] for name in names})
+    files = find_files(arguments.images)
     failed = 0
-    for prediction in predict_each(arguments.run, arguments.images, arguments.top, **options):
+    for prediction in count_along(predictor.stream(files), len(files)):
         if isinstance(prediction, FailedPrediction):
             failed += 1
             print(f"scalablevit: error: {' '.join(prediction.reason.split())}", file=sys.stderr)
         elif arguments.json:
-            print(json.dumps({**asdict(prediction), "path": str(prediction.path)}, ensure_ascii=False))
+            print(prediction.to_json())
         else:
             classes = zip(prediction.labels, prediction.probabilities, strict=True)
             print(f"{prediction.path}: {', '.join(f'{label} {100 * value:.1f} %' for label, value in classes)}")
@@ -374,6 +380,31 @@ def _export(arguments: Namespace) -> None:
 
     names = ("to", "int8", "bf16", "calibrate", "calibration_images", "data", "split", "max_lost", "overwrite")
     show_export(export(arguments.run, arguments.out, **{name: arguments[name] for name in names}))
+
+
+def _add_convert_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "source", help=f"{RUN_HELP} Or a file of this package, of vit-pytorch or of the paper's authors."
+    )
+    parser.add_argument("destination", help="A folder, for this package's layout; or a .safetensors, .pth or .pt file.")
+    parser.add_argument("--model", help="The variant that the weights are of; needed for a file of this package.")
+    parser.add_argument("--to", default="scalablevit", help="scalablevit, vit-pytorch or paper.")
+    parser.add_argument("--heads", type=int, nargs="+", help=LISTS["heads"])
+    parser.add_argument("--window_size", type=int, nargs="+", help=LISTS["window_size"])
+    parser.add_argument("--overwrite", action="store_true", help="Replace what is at the destination.")
+
+
+def _convert(arguments: Namespace) -> None:
+    from scalablevit.classification.weight_files import convert
+
+    names = ("model", "to", "heads", "window_size", "overwrite")
+    result = convert(arguments.source, arguments.destination, **{name: arguments[name] for name in names})
+    print(
+        f"{result.path}: {result.architecture}, {result.parameters} parameters, from the layout {result.source} to"
+        f" {result.target}",
+        *result.checks,
+        sep="\n",
+    )
 
 
 def _add_check_arguments(parser: ArgumentParser) -> None:
@@ -470,6 +501,9 @@ VERBS: dict[str, Verb] = {
         summary="Write a trained model as ONNX, OpenVINO or a PyTorch program, compared with it.",
         add_arguments=_add_export_arguments,
         run=_export,
+    ),
+    "convert": Verb(
+        summary="Write weights in another layout, and prove it.", add_arguments=_add_convert_arguments, run=_convert
     ),
     "check": Verb(
         summary="Read every image of a data set, and say what is wrong.", add_arguments=_add_check_arguments, run=_check

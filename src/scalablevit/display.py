@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from scalablevit.benchmarking.cost import count_macs, count_parameters
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from scalablevit.classification.exports import ExportResult
     from scalablevit.classification.planning import Plan
     from scalablevit.classification.scores import AnyResult
+
+T = TypeVar("T")
+
+
+def count_along(items: Iterable[T], total: int) -> Iterator[T]:
+    """The items as they come; meanwhile a bar on standard error, if that is a terminal, says how many have come."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images,"), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(items, total=total)
 
 
 def show_plan(plan: Plan) -> None:

@@ -105,15 +105,27 @@ def read_image(path: str | ImagePlace, channels: int, *, at_least: int | None = 
             pixels together), or holds numbers of which nobody can say which is white.
         FileNotFoundError: If there is no such file.
     """
-    mode = _MODES[channels]
     with _opened(path) as image:
         if at_least is not None and min(image.size) >= 2 * at_least:
             # A square box: the sides may be exchanged below. Pillow halves no further than to sides of at least that.
             image.draft(None, (at_least, at_least))
-        image.load()  # first, since PNG may hold EXIF data after the pixels, and TIFF turns itself
-        turn = _TURNS.get(_orientation(image))
-        converted = _convert(image, mode)
-        return converted if turn is None else converted.transpose(turn)
+        return as_seen(image, channels)
+
+
+def as_seen(image: Image.Image, channels: int) -> Image.Image:
+    """An image that Pillow has opened, as `read_image` gives one of a file; the image itself stays as it is.
+
+    Args:
+        image: The image; it may be decoded already.
+        channels: 1 for grey, 3 for colour.
+
+    Raises:
+        ValueError: If it holds numbers of which nobody can say which is white. Damage is raised as Pillow raises it.
+    """
+    image.load()  # first, since PNG may hold EXIF data after the pixels, and TIFF turns itself
+    turn = _TURNS.get(_orientation(image))
+    converted = _convert(image, _MODES[channels])
+    return converted if turn is None else converted.transpose(turn)
 
 
 class ImageHeader(NamedTuple):

@@ -1,0 +1,154 @@
+"""What people give a model as images: files, folders, patterns, and pixels that they have in memory.
+
+Axes: b batch, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from scalablevit.classification.class_folders import images_below
+from scalablevit.images import as_seen, read_image
+
+ImageInput = str | Path | Image.Image | np.ndarray[Any, Any] | torch.Tensor
+FORMS = (
+    "a path, a Pillow image, an array (height, width) or (height, width, 1, 3 or 4), or a tensor (height, width) or (1 or"
+    " 3, height, width)"
+)
+
+
+def find_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The files that paths, folders and patterns mean, in that order; those of a folder or pattern sorted.
+
+    Raises:
+        ValueError: If a folder holds no images, or a pattern fits nothing.
+    """
+    return [file for path in paths for file in files_of(path)]
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """The files that one of them means."""
+    if Path(path).is_dir():
+        found = list(images_below(Path(path)))
+    elif Path(path).exists() or not is_pattern(path):
+        found = [Path(path)]
+    else:
+        matches = sorted(Path(name) for name in glob(str(path), recursive=True))  # noqa: PTH207  # absolute patterns
+        found = [file for each in matches for file in (images_below(each) if each.is_dir() else [each])]
+    if not found:
+        raise ValueError(f"{path} holds no images: give image files, a folder of them, or a pattern that fits some")
+    return found
+
+
+def is_pattern(path: str | Path) -> bool:
+    """Whether a path has signs that stand for others in it."""
+    return any(sign in str(path) for sign in "*?[")
+
+
+def is_one_image(given: Any) -> bool:
+    """Whether it is a single image, rather than several: a folder, a pattern, a batch, an iterable."""
+    if isinstance(given, (str, Path)):
+        return not Path(given).is_dir() and (Path(given).exists() or not is_pattern(given))
+    if isinstance(given, (np.ndarray, torch.Tensor)):
+        return given.ndim < 4
+    return isinstance(given, Image.Image)
+
+
+def each_image(given: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
+    """The images one by one, as they are asked for: folders and patterns become files, batches their members.
+
+    Raises:
+        ValueError: If a folder or a pattern holds no images, or something is no image.
+    """
+    if isinstance(given, (str, Path)):
+        yield from files_of(given)
+    elif is_one_image(given):
+        yield given  # type: ignore[misc]
+    elif isinstance(given, Iterable):
+        for each in given:
+            # A batch among images would give more results than there were images; a list in a list is a mistake.
+            yield from files_of(each) if isinstance(each, (str, Path)) else (each,)
+    else:
+        raise ValueError(f"{_name_of(given)} is no image: give {FORMS}, or an iterable of those")
+
+
+def open_image(given: ImageInput, channels: int) -> Image.Image:
+    """An image of any of the forms, upright, on white, grey or colour, 8 bits.
+
+    Numbers in memory are from 0 (black) to 255 (white) if they are whole numbers of 8 bits, and from 0 to 1 if they are
+    floating-point numbers.
+
+    Args:
+        given: See `FORMS`.
+        channels: 1 for grey, 3 for colour.
+
+    Raises:
+        ValueError: If it is no image.
+        FileNotFoundError: If it is the path of a file that does not exist.
+    """
+    if isinstance(given, (str, Path)):
+        return read_image(given, channels)
+    if isinstance(given, Image.Image):
+        return _in_memory(given, given, channels)
+    if isinstance(given, torch.Tensor):
+        values = given.detach().cpu()
+        values = values.permute(1, 2, 0) if values.ndim == 3 else values
+        if values.ndim != 2 and (values.ndim != 3 or values.shape[2] not in (1, 3)):
+            raise ValueError(
+                f"{_name_of(given)} is no image: its shape must be (height, width) or (1 or 3, height, width)"
+            )
+        return _in_memory(_from_numbers(values.float().numpy() if values.is_floating_point() else values.numpy(), given),
+                          given, channels)  # fmt: skip
+    if isinstance(given, np.ndarray):
+        if given.ndim != 2 and (given.ndim != 3 or given.shape[2] not in (1, 3, 4)):
+            raise ValueError(
+                f"{_name_of(given)} is no image: its shape must be (height, width) or (height, width, 1, 3 or 4)"
+            )
+        return _in_memory(_from_numbers(given, given), given, channels)
+    raise ValueError(f"{_name_of(given)} is no image: give {FORMS}")
+
+
+def _from_numbers(values: np.ndarray[Any, Any], given: Any) -> Image.Image:
+    if 0 in values.shape:
+        raise ValueError(f"{_name_of(given)} is no image: it has no pixels")
+    if np.issubdtype(values.dtype, np.floating):
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # not-a-numbers included, which are neither above nor below
+            raise ValueError(
+                f"{_name_of(given)} holds numbers from {low:g} to {high:g}, but black is 0 and white is 1: give pixels"
+                " that are not normalised"
+            )
+        values = np.round(values * 255).astype(np.uint8)
+    if values.dtype != np.uint8:
+        raise ValueError(
+            f"{_name_of(given)} holds numbers of which nobody can say which is white: give whole numbers of 8 bits (white"
+            " is 255) or floating-point numbers (white is 1)"
+        )
+    return Image.fromarray(
+        np.ascontiguousarray(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
+    )
+
+
+def _in_memory(image: Image.Image, given: Any, channels: int) -> Image.Image:
+    try:
+        return as_seen(image, channels)
+    except OSError as error:  # Pillow decodes what it has opened when the pixels are wanted
+        raise ValueError(f"{_name_of(given)} cannot be read: {error}") from error
+
+
+def _name_of(given: Any) -> str:
+    """How people are told of an image that has no path."""
+    if isinstance(given, np.ndarray):
+        return f"an array of {given.dtype} of shape {given.shape}"
+    if isinstance(given, torch.Tensor):
+        return f"a tensor of {given.dtype} of shape {tuple(given.shape)}"
+    if isinstance(given, Image.Image):
+        return f"a Pillow image of {given.width} x {given.height}, mode {given.mode}"
+    return f"{given!r} of type {type(given).__name__}"

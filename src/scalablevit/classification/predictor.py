@@ -1,0 +1,223 @@
+"""A trained model, ready to be given images.
+
+Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to 255, (b, c, h, w).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scalablevit.classification.evaluation import choose_device
+from scalablevit.classification.image_inputs import ImageInput, each_image, is_one_image, open_image
+from scalablevit.classification.prediction import FailedPrediction, Prediction
+from scalablevit.configuration import check_count
+from scalablevit.exporting import is_export, open_export
+from scalablevit.preprocessing import Preprocessing
+from scalablevit.scalable_vit import ScalableViT
+from scalablevit.weights import is_multi_label, load_model, read_config
+
+# Batches that are read ahead of the network: one that waits for it, and one in the making.
+READ_AHEAD = 2
+
+
+class Predictor:
+    """A trained model that names the classes of images.
+
+    Images may be given as paths, folders and patterns such as ``"photos/*.jpg"``; as Pillow images; as arrays (h, w),
+    (h, w, 1), (h, w, 3) or (h, w, 4); as tensors (h, w), (1, h, w) or (3, h, w); as batches of these, with an axis in
+    front; or as any iterable of them, mixed, and endless if need be. In memory, whole numbers of 8 bits go from 0
+    (black) to 255 (white), floating-point numbers from 0 to 1. All are resized and normalised as the model wants it.
+
+    Args:
+        run: A run folder, a folder by `save_model`, the name of a trained model that comes with the package, or a file
+            by `scalablevit export`.
+        device: Where to compute, for example ``"cuda"``; None: the machine's accelerator if it has one, for an export
+            the CPU.
+        top: How many classes to give for each image; no more than there are.
+        batch_size: Images at once.
+        workers: Threads that read images beside the network; None: one per processor core, up to 8.
+
+    Attributes:
+        labels: Names of the classes, in the order of the logits; their numbers where they have no names.
+        preprocessing: What is done to an image before the model sees it.
+        multi_label: Whether an image may have any number of labels.
+        device: Where pixels go.
+
+    Raises:
+        ValueError: If the run is not as it must be, or an option has no sense.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        device: str | None = None,
+        top: int = 5,
+        batch_size: int = 32,
+        workers: int | None = None,
+    ) -> None:
+        check_count("top", top)
+        check_count("batch_size", batch_size)
+        self.run = run
+        self.top = top
+        self.batch_size = batch_size
+        self.workers = min(os.cpu_count() or 1, 8) if workers is None else workers
+        check_count("workers", self.workers)
+        network = _open_export(run, device) if is_export(run) else _open_folder(run, device)
+        self.device, self._logits, self.multi_label = network.device, network.logits, network.multi_label
+        self.labels, self.preprocessing = network.labels, network.preprocessing
+
+    @property
+    def model(self) -> ScalableViT:
+        """The network, in eval mode.
+
+        Raises:
+            ValueError: If the predictor was made from an export, which holds a program and no network.
+        """
+        if not isinstance(self._logits, ScalableViT):
+            raise ValueError(
+                f"{self.run} is an export, which holds a program and no network: give the run it was made of"
+            )
+        return self._logits
+
+    def __call__(
+        self, images: ImageInput | Iterable[ImageInput], top: int | None = None
+    ) -> Prediction | list[Prediction]:
+        """The most probable classes: one result for a single image, else a list, in the order of the images.
+
+        Args:
+            images: An image, or several.
+            top: How many classes to give for each image; None: as the predictor was made.
+
+        Raises:
+            ValueError: If something is not a readable image, or a folder or pattern holds none.
+            FileNotFoundError: If there is no such file.
+        """
+        found = self.predict_all(images, top)
+        return found[0] if is_one_image(images) else found
+
+    def predict_all(self, images: ImageInput | Iterable[ImageInput], top: int | None = None) -> list[Prediction]:
+        """The same, always as a list."""
+        predictions = []
+        for prediction in self.stream(images, top):
+            if isinstance(prediction, FailedPrediction):
+                is_missing = prediction.path is not None and not prediction.path.exists()
+                raise (FileNotFoundError if is_missing else ValueError)(prediction.reason)
+            predictions.append(prediction)
+        return predictions
+
+    def stream(
+        self, images: ImageInput | Iterable[ImageInput], top: int | None = None
+    ) -> Iterator[Prediction | FailedPrediction]:
+        """The results one by one, in the order of the images; those that cannot be read are among them.
+
+        Images are read, and asked for, some batches ahead of the network and no further, so that memory stays the same
+        however many there are.
+
+        Raises:
+            ValueError: If a folder or a pattern holds no images.
+        """
+        top = self._checked_top(top)
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="scalablevit-read")
+        waiting: deque[tuple[ImageInput, Future[Tensor | str]]] = deque()
+        try:
+            for image in each_image(images):
+                waiting.append((image, pool.submit(self._load, image)))
+                if len(waiting) == (1 + READ_AHEAD) * self.batch_size:
+                    yield from self._predict_next(waiting, top)
+            while waiting:
+                yield from self._predict_next(waiting, top)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @torch.inference_mode()
+    def predict_pixels(self, pixels: Tensor, top: int | None = None) -> list[Prediction]:
+        """The most probable classes of images that `preprocessing.to_pixels` has made ready, by one pass of the network.
+
+        Args:
+            pixels: (b, c, h, w), uint8.
+            top: How many classes to give for each image; None: as the predictor was made.
+        """
+        logits = self._logits(self.preprocessing.normalise(pixels.to(self.device)))  # (b, classes)
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        best = probabilities.topk(min(self._checked_top(top), probabilities.shape[1]), dim=1)
+        return [
+            Prediction(
+                path=None,
+                labels=tuple(self.labels[index] for index in indices),
+                probabilities=tuple(values),
+                indices=tuple(indices),
+            )
+            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def _checked_top(self, top: int | None) -> int:
+        if top is None:
+            return self.top
+        check_count("top", top)
+        return top
+
+    def _load(self, image: ImageInput) -> Tensor | str:
+        """The pixels (c, h, w) of an image, or why there are none."""
+        try:
+            return self.preprocessing.to_pixels(open_image(image, self.preprocessing.channels))
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    def _predict_next(
+        self, waiting: deque[tuple[ImageInput, Future[Tensor | str]]], top: int
+    ) -> Iterator[Prediction | FailedPrediction]:
+        """The results of the batch that has waited longest."""
+        batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+        loaded = [(image, pixels.result()) for image, pixels in batch]
+        readable = [pixels for _, pixels in loaded if isinstance(pixels, Tensor)]
+        found = iter(self.predict_pixels(torch.stack(readable), top) if readable else ())
+        for image, pixels in loaded:
+            path = Path(image) if isinstance(image, (str, Path)) else None
+            if isinstance(pixels, str):
+                yield FailedPrediction(path=path, reason=pixels)
+            else:
+                yield replace(next(found), path=path, source=image)
+
+
+class _Network(NamedTuple):
+    """What a predictor calls, and what is known of it."""
+
+    logits: Callable[[Tensor], Tensor]
+    device: torch.device
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    multi_label: bool
+
+
+def _open_folder(run: str | Path, device: str | None) -> _Network:
+    config = read_config(run)
+    where = choose_device(device)
+    model = load_model(run, where)
+    return _Network(
+        model,
+        where,
+        tuple(config.get("label_names") or map(str, range(model.num_classes))),
+        Preprocessing.from_pretrained_cfg(config["pretrained_cfg"]),
+        is_multi_label(config),
+    )
+
+
+def _open_export(file: str | Path, device: str | None) -> _Network:
+    export = open_export(file, device)
+    return _Network(
+        export,
+        torch.device("cpu"),  # its runtime takes images from there, wherever it computes
+        export.labels or tuple(map(str, range(export.num_classes))),
+        Preprocessing.from_pretrained_cfg(export.pretrained_cfg),
+        export.multi_label,
+    )

@@ -1,0 +1,210 @@
+"""`Predictor`: every form of image, streams, and results."""
+
+import itertools
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scalablevit import Predictor, save_model, scalablevit_nano
+from scalablevit.classification.prediction import FailedPrediction, Prediction
+from scalablevit.images import read_image
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of colour images of 12 x 9 pixels."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    save_model(scalablevit_nano(4), path, ["a", "b", "c", "d"], {"input_size": [3, 12, 9], "crop_pct": 1.0})
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(folder):
+    return Predictor(folder, device="cpu", batch_size=4, top=4)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Twenty-three PNG files of sizes of their own."""
+    path, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for index in range(23):
+        pixels = random.integers(0, 256, (10 + index % 5, 20 - index % 3, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{index:02d}.png")
+    return sorted(path.iterdir())
+
+
+def by_hand(predictor, image):
+    with torch.no_grad():
+        pixels = predictor.preprocessing.to_pixels(image)[None]
+        return predictor.model(predictor.preprocessing.normalise(pixels))[0].softmax(0)
+
+
+def check(prediction, expected):
+    order = expected.argsort(descending=True)
+    assert prediction.indices == tuple(order.tolist())
+    assert prediction.probabilities == pytest.approx(expected[order].tolist(), rel=1e-4)
+    assert prediction.labels == tuple("abcd"[index] for index in order)
+    assert (prediction.index, prediction.label) == (prediction.indices[0], prediction.labels[0])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_files_in_their_order(folder, predictor, files, workers):
+    found = Predictor(folder, device="cpu", batch_size=4, top=4, workers=workers)(files)
+    assert [each.path for each in found] == files
+    for prediction, path in zip(found, files, strict=True):
+        check(prediction, by_hand(predictor, read_image(path, 3)))
+
+
+def test_every_form_is_the_same_image(predictor, files):
+    path = files[0]
+    image = Image.open(path)
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    forms = [path, str(path), image, array, tensor, array / 255, tensor / 255, (array / 255).astype(np.float16)]
+    expected = predictor(path)
+    assert isinstance(expected, Prediction)
+    for form in forms:
+        found = predictor(form)
+        assert (found.indices, found.probabilities) == (expected.indices, expected.probabilities)
+    mixed = predictor(iter(forms))
+    for found in mixed:
+        assert found.probabilities == pytest.approx(expected.probabilities, rel=1e-5)
+    assert [each.path for each in mixed] == [path, path] + [None] * (len(forms) - 2)
+
+
+def test_grey_in_memory_is_grey_in_a_file(predictor, files):
+    grey = Image.open(files[3]).convert("L")
+    expected = predictor(grey).probabilities
+    for form in (np.asarray(grey), np.asarray(grey)[..., None], torch.from_numpy(np.array(grey))[None]):
+        assert predictor(form).probabilities == expected
+
+
+def test_transparency_is_shown_on_white_and_pictures_are_turned_upright(predictor, tmp_path):
+    clear = np.zeros((8, 8, 4), np.uint8)
+    white = predictor(np.full((8, 8, 3), 255, np.uint8)).probabilities
+    assert predictor(clear).probabilities == white
+    turned = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    in_memory = Image.open(tmp_path / "turned.png")
+    assert predictor(in_memory).probabilities == predictor(tmp_path / "turned.png").probabilities
+    assert predictor(in_memory).probabilities != predictor(turned).probabilities
+
+
+def test_a_batch_has_as_many_results_and_one_image_has_one(predictor, files):
+    images = np.stack([np.asarray(Image.open(files[0]))] * 3)
+    assert len(predictor(images)) == 3
+    assert len(predictor(torch.from_numpy(images).permute(0, 3, 1, 2))) == 3
+    assert len(predictor([files[0]])) == 1
+    assert len(predictor(str(files[0].parent))) == len(predictor(f"{files[0].parent}/*.png")) == len(files)
+    assert predictor([]) == []
+
+
+def test_one_by_one_is_the_same_as_in_batches(folder, files):
+    one, many = (Predictor(folder, device="cpu", batch_size=size)(files) for size in (1, 32))
+    assert [each.indices for each in one] == [each.indices for each in many]
+    torch.testing.assert_close(
+        torch.tensor([each.probabilities for each in one]), torch.tensor([each.probabilities for each in many])
+    )
+
+
+def test_what_cannot_be_read_is_in_its_place(predictor, files, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(files[0].read_bytes()[:60])
+    found = list(predictor.stream([files[0], broken, np.full((4, 4), 3.5), files[1], tmp_path / "none.png"]))
+    assert [type(each) for each in found] == [
+        Prediction, FailedPrediction, FailedPrediction, Prediction, FailedPrediction,
+    ]  # fmt: skip
+    assert found[1].path == broken
+    assert "broken.png cannot be read as an image" in found[1].reason
+    assert "holds numbers from 3.5 to 3.5, but black is 0 and white is 1" in found[2].reason
+    assert "none.png does not exist" in found[4].reason
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
+        predictor([files[0], broken])
+    with pytest.raises(FileNotFoundError, match=r"none\.png does not exist"):
+        predictor(tmp_path / "none.png")
+
+
+def test_an_endless_stream_is_read_a_few_batches_ahead(predictor, files):
+    asked = []
+
+    def endless():
+        for index in itertools.count():
+            asked.append(index)
+            yield files[index % len(files)]
+
+    stream = predictor.stream(endless())
+    for count in range(1, 30):
+        assert next(stream).path == files[(count - 1) % len(files)]
+        assert len(asked) <= count + 3 * predictor.batch_size
+    stream.close()
+    assert not [each for each in threading.enumerate() if each.name.startswith("scalablevit-read")]
+
+
+def test_a_mistake_in_the_users_own_iterator_comes_through(predictor, files):
+    def failing():
+        yield files[0]
+        raise KeyError("the camera")
+
+    with pytest.raises(KeyError, match="the camera"):
+        predictor(failing())
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 2), np.uint8), r"an array of uint8 of shape \(4, 4, 2\) is no image: its shape"),
+        (np.zeros((4, 4), np.int32), "holds numbers of which nobody can say which is white"),
+        (np.zeros((0, 4), np.uint8), "has no pixels"),
+        (np.full((2, 2), np.nan), "holds numbers from nan to nan"),
+        (torch.zeros(4, 4, 3), r"a tensor of torch.float32 of shape \(4, 4, 3\) is no image: its shape"),
+        (torch.full((3, 4, 4), -1.0), "give pixels that are not normalised"),
+        (3, "3 of type int is no image: give a path"),
+        ([["a.png"]], "of type list is no image"),
+    ],
+)
+def test_what_is_no_image_is_told(predictor, image, message):
+    with pytest.raises(ValueError, match=message):
+        predictor(image)
+
+
+def test_options_are_checked(folder, predictor, files):
+    for name in ("top", "batch_size", "workers"):
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            Predictor(folder, **{name: 0})
+    with pytest.raises(ValueError, match="top is 0"):
+        predictor(files[0], top=0)
+    assert len(predictor(files[0], top=2).labels) == 2
+
+
+def test_several_labels_have_probabilities_of_their_own(tmp_path, files):
+    save_model(scalablevit_nano(4), tmp_path, ["a", "b", "c", "d"], {"input_size": [3, 8, 8]}, multi_label=True)
+    predictor = Predictor(tmp_path, device="cpu")
+    logits = predictor.model(predictor.preprocessing.normalise(predictor.preprocessing.load(files[0])[None]))[0]
+    found = predictor(files[0])
+    assert predictor.multi_label
+    assert found.probabilities == pytest.approx(logits.sigmoid().sort(descending=True).values.tolist(), rel=1e-4)
+
+
+def test_a_result_is_a_line_of_json(predictor, files):
+    found = json.loads(predictor(files[0]).to_json())
+    assert found["path"] == str(files[0])
+    assert set(found) == {"path", "labels", "probabilities", "indices"}
+    assert json.loads(predictor(np.zeros((4, 4), np.uint8)).to_json())["path"] is None
+
+
+def test_a_result_is_a_picture(predictor, files):
+    picture = predictor(files[0]).picture()
+    image = Image.open(files[0])
+    side = round(480 / image.height)
+    assert picture.getpixel((0, 240)) == image.getpixel((0, 240 // side))  # enlarged as it is
+    blue = np.asarray(picture).reshape(-1, 3) == (47, 111, 178)
+    assert 1000 < blue.all(1).sum() < 520 * 480 / 3
+    with pytest.raises(ValueError, match="does not know its image"):
+        predictor.predict_pixels(torch.zeros(1, 3, 12, 9, dtype=torch.uint8))[0].picture()

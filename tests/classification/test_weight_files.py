@@ -1,0 +1,115 @@
+"""`convert`: every layout into every other, as files, with the references run where they can be."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from vit_pytorch.scalable_vit import ScalableViT as Reference
+
+from scalablevit import convert, load_model, save_model, scalablevit_nano
+from scalablevit.classification import weight_files
+from scalablevit.cli import main
+from scalablevit.weights import read_config
+from tests.references import golden_case
+
+ARGUMENTS = {
+    "num_classes": 5, "dim": 32, "depth": (1, 1), "heads": (1, 2), "reduction_factor": (2, 1), "window_size": (4, 2),
+}  # fmt: skip
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    torch.manual_seed(0)
+    model = Reference(**ARGUMENTS).eval()
+    torch.save(model.state_dict(), tmp_path / "theirs.pt")
+    return model
+
+
+def test_of_vit_pytorch_and_back(theirs, tmp_path):
+    result = convert(tmp_path / "theirs.pt", tmp_path / "ours", window_size=[4, 2])
+    assert (result.source, result.target) == ("vit-pytorch", "scalablevit")
+    assert len(result.checks) == 3
+    assert "the source, in vit-pytorch: logits at 16x16 and 16x32 differ" in result.checks[2]
+    images = torch.randn(1, 3, 16, 48)
+    torch.testing.assert_close(load_model(tmp_path / "ours")(images), theirs(images))
+
+    back = convert(tmp_path / "ours", tmp_path / "back.safetensors", to="vit-pytorch")
+    assert "the result, in vit-pytorch" in back.checks[-1]
+    state = load_file(tmp_path / "back.safetensors")
+    assert state.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in theirs.state_dict().items())
+
+
+def test_of_the_authors_and_back(tmp_path):
+    case = golden_case("paper_tiny")
+    torch.save({"model": case.state_dict, "epoch": 3}, tmp_path / "theirs.pth")
+    known = {name: case.arguments[name] for name in ("heads", "window_size")}
+    convert(tmp_path / "theirs.pth", tmp_path / "ours", **known)
+    torch.testing.assert_close(load_model(tmp_path / "ours")(case.images), case.logits, atol=1e-4, rtol=1e-4)
+    convert(tmp_path / "ours", tmp_path / "back.pth", to="paper")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert all(torch.equal(back[name], tensor) for name, tensor in case.state_dict.items())
+
+
+def test_a_folder_keeps_what_it_knows_and_a_file_is_one_of_a_variant(tmp_path):
+    save_model(scalablevit_nano(2, channels=1), tmp_path / "a", ["x", "y"], {"input_size": [1, 28, 28], "mean": [0.3]})
+    convert(tmp_path / "a", tmp_path / "b.safetensors")
+    convert(tmp_path / "a", tmp_path / "c")
+    assert read_config(tmp_path / "c")["label_names"] == ["x", "y"]
+    assert read_config(tmp_path / "c")["pretrained_cfg"]["mean"] == [0.3]
+    convert(tmp_path / "b.safetensors", tmp_path / "d", model="scalablevit_nano")
+    first, last = load_model(tmp_path / "a").state_dict(), load_model(tmp_path / "d").state_dict()
+    assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_what_does_not_agree_is_not_written(theirs, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="differ by .* of their spread, more than 0.0001; nothing was written"):
+        monkeypatch.setattr(weight_files, "_difference", lambda *_: 0.5)
+        convert(tmp_path / "theirs.pt", tmp_path / "ours", window_size=[4, 2])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"head\.classifier\.weight is not the same when it is read again"):
+        original = weight_files.convert_state_dict
+
+        def damaged(state, model, **options):
+            converted = original(state, model, **options)
+            return {**converted, "head.classifier.weight": converted["head.classifier.weight"] + 1}
+
+        monkeypatch.setattr(weight_files, "convert_state_dict", damaged)
+        convert(tmp_path / "theirs.pt", tmp_path / "ours", window_size=[4, 2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs.pt"]
+
+
+def test_a_wrong_number_of_heads_is_found_out_by_its_run(tmp_path):
+    torch.save(Reference(**{**ARGUMENTS, "heads": (2, 4)}).state_dict(), tmp_path / "theirs.pt")
+    convert(tmp_path / "theirs.pt", tmp_path / "right", heads=[2, 4], window_size=[4, 2])
+
+
+def test_mistakes_are_told(theirs, tmp_path):
+    source = tmp_path / "theirs.pt"
+    save_model(scalablevit_nano(2), tmp_path / "nano", ["x", "y"])
+    save_file(
+        {name: each.contiguous() for name, each in scalablevit_nano(2).state_dict().items()}, tmp_path / "a.safetensors"
+    )
+    (tmp_path / "mine").mkdir()
+    for destination, options, message in (
+        ("new", {"to": "torch"}, "to is 'torch'; it must be one of"),
+        ("new", {"to": "vit-pytorch"}, "is written into a file"),
+        ("nano", {}, "exists: give another destination, or --overwrite"),
+        ("mine", {"overwrite": True}, "was not written by save_model alone"),
+        ("theirs.pt", {"overwrite": True}, "the source itself"),
+        ("new", {"model": "scalablevit_nan"}, r"did you mean scalablevit_nano\?"),
+        ("new", {"model": "scalablevit_nano"}, "theirs.pt holds no scalablevit_nano|does not|give"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(source, tmp_path / destination, **options)
+    with pytest.raises(ValueError, match="holds parameters alone"):
+        convert(tmp_path / "a.safetensors", tmp_path / "new")
+    with pytest.raises(ValueError, match="does not exist"):
+        convert(tmp_path / "none.pt", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command(theirs, tmp_path, capsys):
+    assert main(["convert", str(tmp_path / "theirs.pt"), str(tmp_path / "ours"), "--window-size", "4", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("from the layout vit-pytorch to scalablevit")
+    assert len(lines) == 4
