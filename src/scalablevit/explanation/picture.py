@@ -1,0 +1,104 @@
+"""Panels with a title and a sentence, in rows of three: how an explanation is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from scalablevit.classification.report.theme import LIGHT, canvas, drawable, to_png
+
+COLUMNS = 3
+WIDTH = 9.73  # inches, 1400 pixels
+_MARGIN, _GAP, _TITLE, _LINE = 0.28, 0.3, 0.3, 0.19  # inches
+_TALLEST = 1.35  # of a panel, as a multiple of its width
+_LETTERS = 42  # in a line of a caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A part of a picture.
+
+    Args:
+        title: A few words over it.
+        caption: A sentence under it; may be empty.
+        draw: Fills the axes.
+        aspect: Height over width.
+    """
+
+    title: str
+    caption: str
+    draw: Callable[[Axes], None]
+    aspect: float
+
+
+def draw_panels(panels: Sequence[Panel], heading: str = "", columns: int = COLUMNS) -> Image.Image:
+    """The panels in rows, as a picture 1400 pixels wide."""
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    width = (WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) / columns
+    captions = [[wrap(panel.caption, round(_LETTERS * width / 2.86)) for panel in row] for row in rows]
+    heights = [width * min(max(panel.aspect for panel in row), _TALLEST) for row in rows]
+    below = [_LINE * max(text.count("\n") + bool(text) for text in row) + (0.12 if any(row) else 0) for row in captions]
+    top = 0.62 if heading else 0.15
+    total = top + sum(heights) + sum(below) + len(rows) * (_TITLE + _GAP * 0.6) + 0.05
+    with canvas(LIGHT, WIDTH, total) as figure:
+        if heading:
+            figure.text(_MARGIN / WIDTH, 1 - 0.36 / total, heading, fontsize=14.5, fontweight="bold", va="center")
+        edge = total - top
+        for row, texts, height, under in zip(rows, captions, heights, below, strict=True):
+            edge -= _TITLE
+            for column, (panel, text) in enumerate(zip(row, texts, strict=True)):
+                left = _MARGIN + column * (width + _GAP)
+                _place(figure, total, panel, text, (left, edge, width, height))
+            edge -= height + under + _GAP * 0.6
+        return Image.open(io.BytesIO(to_png(figure))).convert("RGB")
+
+
+def _place(figure: Figure, total: float, panel: Panel, caption: str, box: tuple[float, float, float, float]) -> None:
+    """Draws a panel with its upper left corner at `box`: left, top, width and height in inches."""
+    left, top, width, height = box
+    axes = figure.add_axes((left / WIDTH, (top - height) / total, width / WIDTH, height / total))
+    panel.draw(axes)
+    figure.text(left / WIDTH, (top + 0.1) / total, panel.title, fontsize=11, fontweight="bold", va="baseline")
+    figure.text(
+        left / WIDTH, (top - height - 0.1) / total, caption, fontsize=9.5, va="top", color=LIGHT.muted, linespacing=1.35
+    )
+
+
+def draw_picture(axes: Axes, colours: np.ndarray) -> None:
+    """Fills the axes with colours, (height, width, 3), at the upper left, as they are."""
+    axes.imshow(np.clip(colours, 0, 1), interpolation="antialiased")
+    axes.set_anchor("NW")
+    axes.set_axis_off()
+
+
+def draw_bars(axes: Axes, labels: Sequence[str], probabilities: Sequence[float], marked: str) -> None:
+    """The probabilities of classes, the first above; that of the marked class is in the colour of what is right."""
+    rows = range(len(labels))
+    colours = [LIGHT.right if label == marked else "#9fb3c8" for label in labels]
+    axes.barh(rows, [100 * value for value in probabilities], 0.34, color=colours)
+    for row, (label, value) in enumerate(zip(labels, probabilities, strict=True)):
+        axes.text(0, row - 0.27, drawable(label), va="bottom", fontsize=10)
+        axes.text(100, row - 0.27, per_cent(value), va="bottom", ha="right", fontsize=10, color=LIGHT.muted)
+    axes.set(xlim=(0, 100), ylim=(max(len(labels), 4) - 0.7, -0.75))
+    axes.set_axis_off()
+
+
+def per_cent(share: float) -> str:
+    """A probability as people read it: 93 %, 0.4 %, or less than 0.1 %."""
+    value = 100 * share
+    if value < 0.1:
+        return "under 0.1 %"
+    return f"{value:.1f} %" if value < 1 or 99 < value < 99.95 else f"{value:.0f} %"
+
+
+def wrap(text: str, letters: int) -> str:
+    """The text in lines of no more than so many letters."""
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, letters))
