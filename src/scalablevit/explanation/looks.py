@@ -43,6 +43,11 @@ class Look:
         """The mean over the heads."""
         return HeatMap(values=self.maps.mean(0), first=self.first, spacing=self.spacing)
 
+    def over_even(self) -> HeatMap:
+        """The mean over the heads as a multiple of an even share, which is 1."""
+        mean = self.mean
+        return HeatMap(values=mean.values * mean.values.size, first=self.first, spacing=self.spacing)
+
 
 def look_from(
     model: ScalableViT,
@@ -62,13 +67,11 @@ def look_from(
         heads: Which heads, from 1; None: all.
 
     Raises:
-        ValueError: If the stage has no such head.
+        ValueError: If there is no such stage or head.
     """
+    check_stages(model, [stage], heads)
     attention = last_ssa(model, stage)
     heads = range(1, attention.heads + 1) if heads is None else heads
-    wrong = [head for head in heads if not 1 <= head <= attention.heads]
-    if wrong:
-        raise ValueError(f"heads has {wrong[0]}; stage {stage} has heads 1 to {attention.heads}")
     x = passed.inputs[attention]
     _, height, width, _ = x.shape
     stride = model.feature_info[stage - 1]["reduction"]
@@ -89,22 +92,33 @@ def look_from(
     )
 
 
-def last_ssa(model: ScalableViT, stage: int) -> ScalableSelfAttention:
-    """The SSA of the last layer of a stage, from 1.
+def check_stages(model: ScalableViT, stages: Sequence[int], heads: Sequence[int] | None) -> None:
+    """Raises a ValueError if a network has no such stage, or a stage no such head; both from 1."""
+    for stage in stages:
+        if not 1 <= stage <= len(model.stages):
+            raise ValueError(f"stages has {stage}; the network has stages 1 to {len(model.stages)}")
+        count = last_ssa(model, stage).heads
+        for head in heads or ():
+            if not 1 <= head <= count:
+                each = ", ".join(f"{last_ssa(model, other).heads}" for other in range(1, len(model.stages) + 1))
+                raise ValueError(
+                    f"heads has {head}, but stage {stage} has {count}: choose heads and --stages that fit (the stages"
+                    f" have {each} heads)"
+                )
 
-    Raises:
-        ValueError: If there is no such stage.
-    """
-    if not 1 <= stage <= len(model.stages):
-        raise ValueError(f"stages has {stage}; the network has stages 1 to {len(model.stages)}")
+
+def last_ssa(model: ScalableViT, stage: int) -> ScalableSelfAttention:
+    """The SSA of the last layer of a stage, from 1."""
     modules = model.stages[stage - 1].modules()
     return [module for module in modules if isinstance(module, ScalableSelfAttention)][-1]
 
 
-def choose_stages(model: ScalableViT) -> list[int]:
-    """The stages whose attention tells most, from 1: the first, which sees detail, and the last but one."""
+def choose_stages(model: ScalableViT, heads: Sequence[int] | None = None) -> list[int]:
+    """The stages to look at, from 1: the first, which sees detail, and the last but one; only such as have the heads."""
     count = len(model.stages)
-    return sorted({1, max(count - 1, 1)})
+    stages = sorted({1, max(count - 1, 1)})
+    having = [stage for stage in stages if last_ssa(model, stage).heads >= max(heads or [1])]
+    return having or [max(range(1, count + 1), key=lambda stage: last_ssa(model, stage).heads)]
 
 
 def _nearest(point: tuple[float, float], stride: int, height: int, width: int) -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from PIL import Image
 
 from scalablevit.classification.report.theme import LIGHT, canvas, drawable, to_png
@@ -18,6 +22,10 @@ WIDTH = 9.73  # inches, 1400 pixels
 _MARGIN, _GAP, _TITLE, _LINE = 0.28, 0.3, 0.3, 0.19  # inches
 _TALLEST = 1.35  # of a panel, as a multiple of its width
 _LETTERS = 42  # in a line of a caption
+_NUMBER = 0.85  # inches, of a probability beside a name
+_MOST_LETTERS = 80  # of a text that is cut to what fits
+
+Draw = Callable[[Axes], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ class Panel:
 
     title: str
     caption: str
-    draw: Callable[[Axes], None]
+    draw: Draw
     aspect: float
 
 
@@ -64,7 +72,8 @@ def _place(figure: Figure, total: float, panel: Panel, caption: str, box: tuple[
     left, top, width, height = box
     axes = figure.add_axes((left / WIDTH, (top - height) / total, width / WIDTH, height / total))
     panel.draw(axes)
-    figure.text(left / WIDTH, (top + 0.1) / total, panel.title, fontsize=11, fontweight="bold", va="baseline")
+    title = fitting(figure, panel.title, width, fontsize=11, bold=True)
+    figure.text(left / WIDTH, (top + 0.1) / total, title, fontsize=11, fontweight="bold", va="baseline")
     figure.text(
         left / WIDTH, (top - height - 0.1) / total, caption, fontsize=9.5, va="top", color=LIGHT.muted, linespacing=1.35
     )
@@ -80,13 +89,27 @@ def draw_picture(axes: Axes, colours: np.ndarray) -> None:
 def draw_bars(axes: Axes, labels: Sequence[str], probabilities: Sequence[float], marked: str) -> None:
     """The probabilities of classes, the first above; that of the marked class is in the colour of what is right."""
     rows = range(len(labels))
+    figure = cast(Figure, axes.figure)
+    width = axes.get_position().width * figure.get_figwidth() - _NUMBER
     colours = [LIGHT.right if label == marked else "#9fb3c8" for label in labels]
     axes.barh(rows, [100 * value for value in probabilities], 0.34, color=colours)
     for row, (label, value) in enumerate(zip(labels, probabilities, strict=True)):
-        axes.text(0, row - 0.27, drawable(label), va="bottom", fontsize=10)
+        name = fitting(figure, label, width, fontsize=10)
+        axes.text(0, row - 0.27, name, va="bottom", fontsize=10)
         axes.text(100, row - 0.27, per_cent(value), va="bottom", ha="right", fontsize=10, color=LIGHT.muted)
     axes.set(xlim=(0, 100), ylim=(max(len(labels), 4) - 0.7, -0.75))
     axes.set_axis_off()
+
+
+def fitting(figure: Figure, text: str, width: float, *, fontsize: float, bold: bool = False) -> str:
+    """The text, its middle left out as far as it must be to be no wider than `width`, in inches."""
+    font = FontProperties(size=fontsize, weight="bold" if bold else "normal")
+    renderer = cast(FigureCanvasAgg, figure.canvas).get_renderer()
+    for letters in range(min(len(text), _MOST_LETTERS), 1, -1):
+        short = drawable(text, letters)
+        if renderer.get_text_width_height_descent(short, font, ismath=False)[0] <= width * figure.dpi:
+            return short
+    return ""
 
 
 def per_cent(share: float) -> str:
@@ -99,6 +122,4 @@ def per_cent(share: float) -> str:
 
 def wrap(text: str, letters: int) -> str:
     """The text in lines of no more than so many letters."""
-    import textwrap
-
     return "\n".join(textwrap.wrap(text, letters))
