@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scalablevit.classification.evaluation import evaluate
     from scalablevit.classification.prediction import predict
     from scalablevit.classification.training import train
+    from scalablevit.explanation import explain
     from scalablevit.weights import convert_state_dict, load_model, save_model
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _LAZY = {
     "check": "scalablevit.classification.checking",
     "convert_state_dict": "scalablevit.weights",
     "evaluate": "scalablevit.classification.evaluation",
+    "explain": "scalablevit.explanation",
     "load_model": "scalablevit.weights",
     "predict": "scalablevit.classification.prediction",
     "save_model": "scalablevit.weights",
@@ -45,6 +47,7 @@ __all__ = [
     "check",
     "convert_state_dict",
     "evaluate",
+    "explain",
     "load_model",
     "predict",
     "save_model",

@@ -230,6 +230,20 @@ def explain_image(
     )
 
 
+def parse_points(texts: Sequence[str]) -> Points:
+    """Points as the command takes them: ``x,y`` each, or ``all``.
+
+    Raises:
+        ValueError: If one is no such point.
+    """
+    if list(texts) == ["all"]:
+        return "all"
+    try:
+        return [(float(x), float(y)) for x, y in (text.split(",") for text in texts)]
+    except ValueError:
+        raise ValueError(f"points is {' '.join(texts)}; give x,y with both from 0 to 1, or all") from None
+
+
 def _in_pixels(points: Points | None, size: tuple[int, int]) -> list[tuple[float, float]]:
     """Rows and columns, in pixels, of points that are (x, y) from 0 to 1."""
     if points is None or isinstance(points, str):

@@ -53,28 +53,30 @@ class Explanation:
         return self.probabilities[self.labels.index(self.label)]
 
     @property
+    def answer(self) -> str:
+        """The class that is explained, and its probability, in words."""
+        return f"{self.label}, {per_cent(self.probability)}"
+
+    @property
     def heading(self) -> str:
-        """What the network says of the image, in a few words."""
-        from scalablevit.explanation.picture import per_cent
+        """The same, with the name of the image's file."""
+        return self.answer if self.path is None else f"{self.path.name}: {self.answer}"
 
-        name = "" if self.path is None else f"{self.path.name}: "
-        return f"{name}{self.label}, {per_cent(self.probability)}"
-
-    def panels(self) -> list[Panel]:
-        """The parts of the picture: the image, the evidence, the classes; where it looks; the windows, three or none."""
+    def panels(self) -> list[list[Panel]]:
+        """The picture in rows: image, evidence and classes; where the network looks; the windows, if any."""
         from scalablevit.explanation import panels
 
         shown = list(zip(self.labels, self.probabilities, strict=True))[:TOP]
         if self.label not in self.labels[:TOP]:
             shown[-1] = (self.label, self.probability)
         names, probabilities = zip(*shown, strict=True)
-        return [
+        first = [
             panels.given_panel(self.view),
             panels.evidence_panel(self.view, self.evidence, self.label),
             panels.bars_panel(names, probabilities, self.label, multi_label=self.multi_label),
-            *(panels.look_panel(self.view, look) for look in self.attention),
-            *(panels.window_panels(self.view, self.windows) if self.windows is not None else ()),
         ]
+        windows = panels.window_panels(self.view, self.windows) if self.windows is not None else []
+        return [first, [panels.look_panel(self.view, look) for look in self.attention], windows]
 
     def picture(self) -> Image.Image:
         """All panels with their captions, 1400 pixels wide, in RGB."""
@@ -92,3 +94,11 @@ class Explanation:
 
         check_out(Path(path), 1, overwrite=overwrite)
         write([self], Path(path), run="")
+
+
+def per_cent(share: float) -> str:
+    """A probability as people read it: 93 %, 0.4 %, or under 0.1 %."""
+    value = 100 * share
+    if value < 0.1:
+        return "under 0.1 %"
+    return f"{value:.1f} %" if value < 1 or 99 <= value < 99.95 else f"{value:.0f} %"

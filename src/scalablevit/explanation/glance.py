@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from scalablevit.explanation.evidence import find_evidence
+from scalablevit.explanation.explanation import per_cent
 from scalablevit.explanation.forward_pass import run, to_images, to_probabilities
 from scalablevit.explanation.looks import choose_stages, look_from
 from scalablevit.extras import require_extra
@@ -39,8 +40,8 @@ def attention_picture(
         ValueError: If the image cannot be shown in 8 bits, or the labels are not as many as the logits.
     """
     require_extra("explain", "captum", "matplotlib")
-    from scalablevit.explanation import picture
     from scalablevit.explanation.panels import evidence_panel, given_panel, look_panel
+    from scalablevit.explanation.picture import draw_panels
     from scalablevit.explanation.view import view_of
 
     view = view_of(image, preprocessing)
@@ -48,10 +49,12 @@ def attention_picture(
     probabilities = to_probabilities(passed.logits, labels, multi_label=multi_label)
     best = max(range(len(labels)), key=probabilities.__getitem__)
     evidence = find_evidence(model, passed.maps, best)
-    look = look_from(model, passed, choose_stages(model)[-1], points=[evidence.peak_pixel])
+    look = look_from(
+        model, passed, choose_stages(model)[-1], points=[evidence.peak_pixel] if evidence.values.any() else []
+    )
     panels = [
-        given_panel(view, caption=f"{labels[best]}: {picture.per_cent(probabilities[best])}"),
+        given_panel(view, caption=f"{labels[best]}: {per_cent(probabilities[best])}"),
         evidence_panel(view, evidence, labels[best]),
         look_panel(view, look),
     ]
-    return picture.draw_panels(panels)
+    return draw_panels([panels])

@@ -24,6 +24,7 @@ class Look:
     Args:
         stage: Which stage, from 1.
         heads: Which heads, from 1.
+        is_mean: Whether these are all heads of the stage, so that their mean is meant.
         maps: (heads, rows, columns): what each head gives of its attention to each key; the sum over keys is 1.
         points: From where: rows and columns in the image, in pixels, over which `maps` is the mean. Empty: from
             everywhere.
@@ -33,6 +34,7 @@ class Look:
 
     stage: int
     heads: tuple[int, ...]
+    is_mean: bool
     maps: np.ndarray
     points: tuple[tuple[float, float], ...]
     first: float
@@ -70,7 +72,7 @@ def look_from(
         ValueError: If there is no such stage or head.
     """
     check_stages(model, [stage], heads)
-    attention = last_ssa(model, stage)
+    attention, is_mean = last_ssa(model, stage), heads is None
     heads = range(1, attention.heads + 1) if heads is None else heads
     x = passed.inputs[attention]
     _, height, width, _ = x.shape
@@ -85,6 +87,7 @@ def look_from(
     return Look(
         stage=stage,
         heads=tuple(heads),
+        is_mean=is_mean,
         maps=maps[[head - 1 for head in heads]],
         points=tuple(points),
         first=stride * (factor - 1) / 2,
@@ -114,11 +117,11 @@ def last_ssa(model: ScalableViT, stage: int) -> ScalableSelfAttention:
 
 
 def choose_stages(model: ScalableViT, heads: Sequence[int] | None = None) -> list[int]:
-    """The stages to look at, from 1: the first, which sees detail, and the last but one; only such as have the heads."""
+    """The stages to look at, from 1: three, without the last, whose map is coarse; only such as have the heads."""
     count = len(model.stages)
-    stages = sorted({1, max(count - 1, 1)})
-    having = [stage for stage in stages if last_ssa(model, stage).heads >= max(heads or [1])]
-    return having or [max(range(1, count + 1), key=lambda stage: last_ssa(model, stage).heads)]
+    having = [stage for stage in range(1, count + 1) if last_ssa(model, stage).heads >= max(heads or [1])]
+    fine = [stage for stage in having if stage < count]
+    return (fine or having)[-3:] or [count]
 
 
 def _nearest(point: tuple[float, float], stride: int, height: int, width: int) -> int:

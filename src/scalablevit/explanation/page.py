@@ -42,7 +42,8 @@ def _panels(explanation: Explanation) -> str:
     figures = "".join(
         f'<figure><img src="{_drawn(panel)}" alt="{escape(f"{panel.title}. {panel.caption}")}">'
         f"<figcaption><b>{escape(panel.title)}</b> {escape(panel.caption)}</figcaption></figure>\n"
-        for panel in explanation.panels()
+        for group in explanation.panels()
+        for panel in group
     )
     return f'<div class="panels">\n{figures}</div>\n'
 

@@ -28,9 +28,7 @@ def evidence_panel(view: View, evidence: HeatMap, label: str) -> Panel:
     heat = scaled(evidence.smooth(*view.size, view.zoom))
     speaks = "The brighter a place, the more it speaks for this answer."
     caption = speaks if heat.any() else "No place speaks for this answer more than against it."
-    return _panel(
-        view, f"Evidence for “{label}”", caption, lambda axes: picture.draw_picture(axes, view.heated(heat))
-    )
+    return _panel(view, f"Evidence for “{label}”", caption, lambda axes: picture.draw_picture(axes, view.heated(heat)))
 
 
 def bars_panel(labels: Sequence[str], probabilities: Sequence[float], label: str, *, multi_label: bool) -> Panel:
@@ -55,17 +53,16 @@ def look_panel(view: View, look: Look) -> Panel:
         for row, column in look.points:
             _mark(axes, view, row, column)
 
-    who = f"stage {look.stage}" + (f", head {look.heads[0]}," if len(look.heads) == 1 else "")
+    who = f"stage {look.stage}" if look.is_mean else f"head {look.heads[0]} of stage {look.stage}"
     place = {0: "all places together", 1: "the ringed place"}.get(len(look.points), "the ringed places")
     caption = f"From {place}, {who} looks at what is bright: up to {most:.1f} times an even share."
     if most <= _EVEN:
         caption = f"From {place}, {who} looks everywhere alike."
-    return _panel(view, f"Where {who.rstrip(',')} looks", caption, draw)
+    return _panel(view, f"Where {who} looks", caption, draw)
 
 
 def window_panels(view: View, windows: WindowInfluence) -> list[Panel]:
     """The window, and what it has a say in with and without LIM."""
-    largest = max(windows.with_lim.values.max(), windows.without_lim.values.max())
 
     def picture_of(change: HeatMap | None) -> Panel:
         title, caption = _on_windows(windows, change)
@@ -73,7 +70,7 @@ def window_panels(view: View, windows: WindowInfluence) -> list[Panel]:
         def draw(axes: Axes) -> None:
             colours = view.colours
             if change is not None:
-                colours = view.heated(change.blocks(*view.size, view.zoom) / (largest or 1))
+                colours = view.heated(scaled(change.blocks(*view.size, view.zoom)))
             picture.draw_picture(axes, colours)
             _draw_grid(axes, view, windows)
 

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from PIL import Image
 
-from scalablevit.classification.report.theme import LIGHT, canvas, drawable, to_png
+from scalablevit.classification.report.theme import DPI, LIGHT, canvas, drawable, to_png
+from scalablevit.explanation.explanation import per_cent
 
 COLUMNS = 3
-WIDTH = 9.73  # inches, 1400 pixels
+WIDTH = 1400 / DPI  # inches
 _MARGIN, _GAP, _TITLE, _LINE = 0.28, 0.3, 0.3, 0.19  # inches
 _TALLEST = 1.35  # of a panel, as a multiple of its width
 _LETTERS = 42  # in a line of a caption
@@ -45,11 +46,11 @@ class Panel:
     aspect: float
 
 
-def draw_panels(panels: Sequence[Panel], heading: str = "", columns: int = COLUMNS) -> Image.Image:
-    """The panels in rows, as a picture 1400 pixels wide."""
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    width = (WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) / columns
-    captions = [[wrap(panel.caption, round(_LETTERS * width / 2.86)) for panel in row] for row in rows]
+def draw_panels(groups: Sequence[Sequence[Panel]], heading: str = "") -> Image.Image:
+    """Panels in rows of three, as a picture 1400 pixels wide. Each group begins a row."""
+    rows = [group[start : start + COLUMNS] for group in groups for start in range(0, len(group), COLUMNS)]
+    width = (WIDTH - 2 * _MARGIN - (COLUMNS - 1) * _GAP) / COLUMNS
+    captions = [[wrap(panel.caption, _LETTERS) for panel in row] for row in rows]
     heights = [width * min(max(panel.aspect for panel in row), _TALLEST) for row in rows]
     below = [_LINE * max(text.count("\n") + bool(text) for text in row) + (0.12 if any(row) else 0) for row in captions]
     top = 0.62 if heading else 0.15
@@ -110,14 +111,6 @@ def fitting(figure: Figure, text: str, width: float, *, fontsize: float, bold: b
         if renderer.get_text_width_height_descent(short, font, ismath=False)[0] <= width * figure.dpi:
             return short
     return ""
-
-
-def per_cent(share: float) -> str:
-    """A probability as people read it: 93 %, 0.4 %, or less than 0.1 %."""
-    value = 100 * share
-    if value < 0.1:
-        return "under 0.1 %"
-    return f"{value:.1f} %" if value < 1 or 99 < value < 99.95 else f"{value:.0f} %"
 
 
 def wrap(text: str, letters: int) -> str:

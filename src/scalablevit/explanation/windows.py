@@ -64,16 +64,14 @@ def find_influence(
         HeatMap(values=change.float().cpu().numpy(), first=0.0, spacing=stride)
         for change in window_changes(model, block, x, window)
     ]
-    return WindowInfluence(
-        stage=stage, window_size=size, window=window, with_lim=changes[0], without_lim=changes[1]
-    )
+    return WindowInfluence(stage=stage, window_size=size, window=window, with_lim=changes[0], without_lim=changes[1])
 
 
 @torch.no_grad()
 def window_changes(
     model: ScalableViT, block: InteractiveWindowedSelfAttention, x: Tensor, window: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """How much each position, (h, w), changes when a window of the map x, (1, h, w, c), is blanked: with LIM, without."""
+    """How much each position, (h, w), changes when a window of x, (1, h, w, c), is blanked: with LIM, without."""
     top, bottom, left, right = window
     blanked = x.clone()
     blanked[:, top:bottom, left:right] = x.mean((1, 2))

@@ -6,9 +6,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from scalablevit.classification.prediction import find_files
 from scalablevit.explanation.explanation import Explanation
 
 KINDS = (".png", ".html")
+
+
+def default_out(images: Sequence[str]) -> Path:
+    """Where explanations go if nobody says: a picture for what means one image, else a page."""
+    return Path("explanation.png" if len(find_files(images)) == 1 else "explanation.html")
 
 
 def check_out(out: Path, images: int, *, overwrite: bool) -> None:
