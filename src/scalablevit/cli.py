@@ -327,6 +327,9 @@ def _add_explain_arguments(parser: ArgumentParser) -> None:
         help="From where the attention is looked at, from 0,0 (upper left) to 1,1, or 'all'; default: from where the"
         " evidence is strongest.",
     )
+    parser.add_argument(
+        "--method", default="integrated-gradients", help="How evidence is found: integrated-gradients, or grad-cam."
+    )
     _add_device_argument(parser)
 
 
@@ -337,7 +340,7 @@ def _explain(arguments: Namespace) -> int:
     from scalablevit.explanation.writing import default_out, write
 
     points = None if arguments.points is None else parse_points(arguments.points)
-    options = {name: arguments[name] for name in ("stages", "heads", "label")}
+    options = {name: arguments[name] for name in ("stages", "heads", "label", "method")}
     out = Path(arguments.out) if arguments.out else default_out(arguments.images)
     failed, explanations = 0, []
     question = Question(points=points, **options)

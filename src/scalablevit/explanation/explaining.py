@@ -11,7 +11,7 @@ from PIL import Image
 
 from scalablevit.classification.evaluation import choose_device
 from scalablevit.classification.prediction import FailedPrediction, find_files
-from scalablevit.explanation.evidence import find_evidence
+from scalablevit.explanation.evidence import METHODS, Method, find_evidence
 from scalablevit.explanation.explanation import Explanation
 from scalablevit.explanation.forward_pass import run as run_forward
 from scalablevit.explanation.forward_pass import to_images, to_probabilities
@@ -73,6 +73,7 @@ class Question:
         label: The class whose evidence is looked for; None: the most probable one.
         points: From where the attention is looked at: (x, y) from (0, 0), the upper left corner of what the network is
             given, to (1, 1); ``"all"``: from everywhere; None: from where the evidence is strongest.
+        method: How evidence is found; see `scalablevit.explanation.evidence`.
 
     Raises:
         ValueError: If a value is not possible.
@@ -82,11 +83,15 @@ class Question:
     heads: Sequence[int] | None = None
     label: str | None = None
     points: Points | None = None
+    method: Method = "integrated-gradients"
 
     def __post_init__(self) -> None:
         for name, numbers in (("stages", self.stages), ("heads", self.heads)):
             if numbers is not None and (not numbers or min(numbers) < 1):
                 raise ValueError(f"{name} is {list(numbers)}; it must hold numbers from 1")
+        if self.method not in METHODS:
+            hint = nearest_name(self.method, METHODS)
+            raise ValueError(f"method is {self.method!r}{hint}; it must be one of {', '.join(METHODS)}")
         if self.points is None or self.points == "all":
             return
         for point in self.points:
@@ -105,6 +110,7 @@ def explain(
     heads: Sequence[int] | None = None,
     label: str | None = None,
     points: Points | None = None,
+    method: Method = "integrated-gradients",
     device: str | None = None,
     overwrite: bool = False,
 ) -> list[Explanation]:
@@ -119,6 +125,7 @@ def explain(
         label: The class whose evidence is looked for; None: the most probable one of each image.
         points: From where the attention is looked at: (x, y) from (0, 0), the upper left corner of what the network is
             given, to (1, 1); ``"all"``: from everywhere; None: from where the evidence is strongest.
+        method: How evidence is found: ``"integrated-gradients"`` or ``"grad-cam"``.
         device: Where to compute, for example ``"cuda"``; None: the machine's accelerator if it has one.
         overwrite: Whether `out` may replace a file.
 
@@ -131,7 +138,7 @@ def explain(
             stage or head, or `out` exists.
         FileNotFoundError: If there is no such file.
     """
-    question = Question(stages=stages, heads=heads, label=label, points=points)
+    question = Question(stages=stages, heads=heads, label=label, points=points, method=method)
     explanations = []
     for each in explain_each(run, images, question, out=out, device=device, overwrite=overwrite):
         if isinstance(each, FailedPrediction):
@@ -205,7 +212,7 @@ def explain_image(
     probabilities = to_probabilities(passed.logits, subject.labels, multi_label=subject.multi_label)
     order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
     index = order[0] if question.label is None else list(subject.labels).index(question.label)
-    evidence = find_evidence(model, passed.maps, index)
+    evidence = find_evidence(model, passed, index, question.method)
     points = _in_pixels(question.points, view.size)
     if question.points is None and evidence.values.any():
         points = [evidence.peak_pixel]

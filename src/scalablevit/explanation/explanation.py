@@ -30,7 +30,7 @@ class Explanation:
         probabilities: Theirs, from 0 to 1.
         label: The class that is explained.
         multi_label: Whether each class has a probability of its own.
-        evidence: Grad-CAM for that class: ``evidence.values``, (h, w) of a stage's map, not negative.
+        evidence: For that class, ``evidence.values``: (h, w) of a stage's map, not negative.
         attention: Where SSA looks: for each chosen stage (and head) ``maps``, (heads, rows, columns) of its keys, each
             of whose sums is 1.
         windows: What a window of IWSA has a say in, with LIM and without: two maps, (h, w) of a stage; None for a

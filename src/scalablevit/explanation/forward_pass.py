@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -18,6 +18,7 @@ from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelf
 from scalablevit.images import convert_image
 from scalablevit.preprocessing import Preprocessing
 from scalablevit.scalable_vit import ScalableViT
+from scalablevit.stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,13 @@ class ForwardPass:
     """What an image leaves in a network.
 
     Args:
+        patches: What the first patch embedding gives, (1, h, w, c): before any attention.
         maps: What each stage gives, (1, h, w, c).
         logits: (classes).
         inputs: What each attention is given, (1, h, w, c): the map of its layer after the norm.
     """
 
+    patches: Tensor
     maps: tuple[Tensor, ...]
     logits: Tensor
     inputs: dict[nn.Module, Tensor] = field(repr=False)
@@ -66,10 +69,11 @@ def run(model: ScalableViT, images: Tensor) -> ForwardPass:
             if isinstance(module, (ScalableSelfAttention, InteractiveWindowedSelfAttention)):
                 stack.callback(module.register_forward_pre_hook(keep).remove)
         maps = [images.permute(0, 2, 3, 1)]
+        patches = cast(Stage, model.stages[0]).patch_embedding(maps[0])
         for stage in model.stages:
             maps.append(stage(maps[-1]))
         logits = model.forward_head(maps[-1].permute(0, 3, 1, 2))
-    return ForwardPass(maps=tuple(maps[1:]), logits=logits[0], inputs=inputs)
+    return ForwardPass(patches=patches, maps=tuple(maps[1:]), logits=logits[0], inputs=inputs)
 
 
 def to_images(model: ScalableViT, preprocessing: Preprocessing, image: Image.Image) -> Tensor:

@@ -14,6 +14,8 @@ from scalablevit.extras import require_extra
 from scalablevit.preprocessing import Preprocessing
 from scalablevit.scalable_vit import ScalableViT
 
+FEW_STEPS = 8  # of the integral
+
 
 def attention_picture(
     model: ScalableViT,
@@ -48,7 +50,7 @@ def attention_picture(
     passed = run(model, to_images(model, preprocessing, image))
     probabilities = to_probabilities(passed.logits, labels, multi_label=multi_label)
     best = max(range(len(labels)), key=probabilities.__getitem__)
-    evidence = find_evidence(model, passed.maps, best)
+    evidence = find_evidence(model, passed, best, steps=FEW_STEPS)
     look = look_from(
         model, passed, choose_stages(model)[-1], points=[evidence.peak_pixel] if evidence.values.any() else []
     )

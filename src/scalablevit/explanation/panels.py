@@ -24,7 +24,7 @@ def given_panel(view: View, caption: str = "As the network is given it: cut and 
 
 
 def evidence_panel(view: View, evidence: HeatMap, label: str) -> Panel:
-    """Grad-CAM."""
+    """Where what speaks for the class is."""
     heat = scaled(evidence.smooth(*view.size, view.zoom))
     speaks = "The brighter a place, the more it speaks for this answer."
     caption = speaks if heat.any() else "No place speaks for this answer more than against it."
