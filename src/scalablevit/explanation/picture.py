@@ -107,7 +107,7 @@ def fitting(figure: Figure, text: str, width: float, *, fontsize: float, bold: b
     """The text, its middle left out as far as it must be to be no wider than `width`, in inches."""
     font = FontProperties(size=fontsize, weight="bold" if bold else "normal")
     renderer = cast(FigureCanvasAgg, figure.canvas).get_renderer()
-    for letters in range(min(len(text), _MOST_LETTERS), 1, -1):
+    for letters in range(min(len(text), _MOST_LETTERS), 0, -1):
         short = drawable(text, letters)
         if renderer.get_text_width_height_descent(short, font, ismath=False)[0] <= width * figure.dpi:
             return short
