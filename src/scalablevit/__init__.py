@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scalablevit.classification.predictor import Predictor
     from scalablevit.classification.training import train
     from scalablevit.classification.weight_files import convert
+    from scalablevit.explanation import explain
     from scalablevit.weights import convert_state_dict, load_model, save_model
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _LAZY = {
     "convert_state_dict": "scalablevit.weights",
     "evaluate": "scalablevit.classification.evaluation",
     "export": "scalablevit.classification.exports",
+    "explain": "scalablevit.explanation",
     "load_model": "scalablevit.weights",
     "predict": "scalablevit.classification.prediction",
     "save_model": "scalablevit.weights",
@@ -54,6 +56,7 @@ __all__ = [
     "convert_state_dict",
     "evaluate",
     "export",
+    "explain",
     "load_model",
     "predict",
     "save_model",
