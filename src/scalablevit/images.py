@@ -28,8 +28,10 @@ _TURNS = {  # what turns an image upright, by its EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 
+_SAYING_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+
 # What Pillow raises at damage: those met when files of eleven formats were cut and changed at random, and their kin.
-_DAMAGE = (
+DAMAGE = (
     ArithmeticError,
     EOFError,
     LookupError,
@@ -120,24 +122,18 @@ def as_seen(image: Image.Image, channels: int) -> Image.Image:
         channels: 1 for grey, 3 for colour.
 
     Raises:
-        ValueError: If it holds numbers of which nobody can say which is white. Damage is raised as Pillow raises it.
+        ValueError: If it holds numbers of which nobody can say which is white. Damage is raised as Pillow raises it,
+            one of `DAMAGE`.
     """
     image.load()  # first, since PNG may hold EXIF data after the pixels, and TIFF turns itself
     turn = _TURNS.get(_orientation(image))
     converted = _convert(image, _MODES[channels])
-    return converted if turn is None else converted.transpose(turn)
-
-
-def convert_image(image: Image.Image, channels: int) -> Image.Image:
-    """An image that Pillow has decoded, in grey (1 channel) or colour (3), 8 bits each, as `read_image` gives it.
-
-    Raises:
-        ValueError: If it holds numbers of which nobody can say which is white.
-    """
-    try:
-        return _convert(image, _MODES[channels])
-    except _UnknownScaleError as error:
-        raise ValueError(f"the image {error}") from error
+    if turn is None:
+        return converted
+    upright = converted.transpose(turn)
+    # What says how to turn it would have it turned again.
+    upright.info = {name: value for name, value in upright.info.items() if name not in _SAYING_ORIENTATION}
+    return upright
 
 
 class ImageHeader(NamedTuple):
@@ -188,7 +184,7 @@ def _opened(path: str | ImagePlace) -> Iterator[Image.Image]:
             # Given a name, Pillow 13.0 maps raw TIFF into memory, and scrambles it where EXIF says a quarter turn.
             with as_place(path).open("rb") as file, Image.open(file) as image:
                 yield image
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{path} {_complaint(as_place(path), error)}") from error
 
@@ -223,7 +219,7 @@ def _complaint(path: ImagePlace, error: Exception) -> str:
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except _DAMAGE:  # of the EXIF data alone: the pixels are as good as ever
+    except DAMAGE:  # of the EXIF data alone: the pixels are as good as ever
         return None
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import struct
 import threading
 
 import numpy as np
@@ -131,6 +132,23 @@ def test_what_cannot_be_read_is_in_its_place(predictor, files, tmp_path):
         predictor(tmp_path / "none.png")
 
 
+def test_a_damaged_image_that_pillow_has_opened_is_one_of_the_results(predictor, files, monkeypatch):
+    def load():
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    damaged = Image.new("RGB", (20, 10))
+    monkeypatch.setattr(damaged, "load", load)
+    found = list(predictor.stream([files[0], damaged, files[1]]))
+    assert [type(each) for each in found] == [Prediction, FailedPrediction, Prediction]
+    assert found[1].reason == "a Pillow image of 20 x 10, mode RGB: unpack requires a buffer of 4 bytes"
+
+
+def test_one_opened_image_may_be_given_many_times(folder, files):
+    image = Image.open(files[0])
+    found = Predictor(folder, device="cpu", workers=4)([image] * 20)
+    assert len({each.indices for each in found}) == 1
+
+
 def test_an_endless_stream_is_read_a_few_batches_ahead(predictor, files):
     asked = []
 
@@ -165,8 +183,8 @@ def test_a_mistake_in_the_users_own_iterator_comes_through(predictor, files):
         (np.full((2, 2), np.nan), "holds numbers from nan to nan"),
         (torch.zeros(4, 4, 3), r"a tensor of torch.float32 of shape \(4, 4, 3\) is no image: its shape"),
         (torch.full((3, 4, 4), -1.0), "give pixels that are not normalised"),
-        (3, "3 of type int is no image: give a path"),
-        ([["a.png"]], "of type list is no image"),
+        (3, r"something of type int \(3\) is no image: give a path"),
+        ([["a.png"]], "something of type list of length 1 is no image"),
     ],
 )
 def test_what_is_no_image_is_told(predictor, image, message):

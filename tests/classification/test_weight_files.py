@@ -62,25 +62,26 @@ def test_a_folder_keeps_what_it_knows_and_a_file_is_one_of_a_variant(tmp_path):
 
 
 def test_what_does_not_agree_is_not_written(theirs, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="differ by .* of their spread, more than 0.0001; nothing was written"):
-        monkeypatch.setattr(weight_files, "_difference", lambda *_: 0.5)
-        convert(tmp_path / "theirs.pt", tmp_path / "ours", window_size=[4, 2])
-    monkeypatch.undo()
+    original = weight_files.convert_state_dict
+
+    def damaged(state, model, **options):
+        converted = original(state, model, **options)
+        return {**converted, "head.classifier.weight": converted["head.classifier.weight"] + 1}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weight_files, "_difference", lambda *_: 0.5)
+        with pytest.raises(ValueError, match=r"differ by .* of their spread, more than 0\.0001; nothing was written"):
+            convert(tmp_path / "theirs.pt", tmp_path / "ours", window_size=[4, 2])
+    monkeypatch.setattr(weight_files, "convert_state_dict", damaged)
     with pytest.raises(ValueError, match=r"head\.classifier\.weight is not the same when it is read again"):
-        original = weight_files.convert_state_dict
-
-        def damaged(state, model, **options):
-            converted = original(state, model, **options)
-            return {**converted, "head.classifier.weight": converted["head.classifier.weight"] + 1}
-
-        monkeypatch.setattr(weight_files, "convert_state_dict", damaged)
         convert(tmp_path / "theirs.pt", tmp_path / "ours", window_size=[4, 2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs.pt"]
 
 
-def test_a_wrong_number_of_heads_is_found_out_by_its_run(tmp_path):
+def test_the_number_of_heads_is_given_where_it_is_not_the_usual_one(tmp_path):
     torch.save(Reference(**{**ARGUMENTS, "heads": (2, 4)}).state_dict(), tmp_path / "theirs.pt")
-    convert(tmp_path / "theirs.pt", tmp_path / "right", heads=[2, 4], window_size=[4, 2])
+    result = convert(tmp_path / "theirs.pt", tmp_path / "ours", heads=[2, 4], window_size=[4, 2])
+    assert "in vit-pytorch" in result.checks[2]
 
 
 def test_mistakes_are_told(theirs, tmp_path):

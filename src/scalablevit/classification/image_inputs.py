@@ -5,7 +5,7 @@ Axes: b batch, c channels, h height, w width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from scalablevit.classification.class_folders import images_below
-from scalablevit.images import as_seen, read_image
+from scalablevit.images import DAMAGE, as_seen, read_image
 
 ImageInput = str | Path | Image.Image | np.ndarray[Any, Any] | torch.Tensor
 FORMS = (
-    "a path, a Pillow image, an array (height, width) or (height, width, 1, 3 or 4), or a tensor (height, width) or (1 or"
-    " 3, height, width)"
+    "a path, a Pillow image, an array (height, width) or (height, width, 1, 3 or 4), or a tensor (height, width) or"
+    " (1 or 3, height, width)"
 )
 
 
@@ -98,14 +98,14 @@ def open_image(given: ImageInput, channels: int) -> Image.Image:
     if isinstance(given, Image.Image):
         return _in_memory(given, given, channels)
     if isinstance(given, torch.Tensor):
-        values = given.detach().cpu()
-        values = values.permute(1, 2, 0) if values.ndim == 3 else values
-        if values.ndim != 2 and (values.ndim != 3 or values.shape[2] not in (1, 3)):
+        if given.ndim != 2 and (given.ndim != 3 or given.shape[0] not in (1, 3)):
             raise ValueError(
                 f"{_name_of(given)} is no image: its shape must be (height, width) or (1 or 3, height, width)"
             )
-        return _in_memory(_from_numbers(values.float().numpy() if values.is_floating_point() else values.numpy(), given),
-                          given, channels)  # fmt: skip
+        values = given.detach().cpu()
+        values = values.float() if values.is_floating_point() else values  # numpy knows no bfloat16
+        values = values.movedim(0, -1) if values.ndim == 3 else values
+        return _in_memory(_from_numbers(values.numpy(), given), given, channels)
     if isinstance(given, np.ndarray):
         if given.ndim != 2 and (given.ndim != 3 or given.shape[2] not in (1, 3, 4)):
             raise ValueError(
@@ -128,19 +128,18 @@ def _from_numbers(values: np.ndarray[Any, Any], given: Any) -> Image.Image:
         values = np.round(values * 255).astype(np.uint8)
     if values.dtype != np.uint8:
         raise ValueError(
-            f"{_name_of(given)} holds numbers of which nobody can say which is white: give whole numbers of 8 bits (white"
-            " is 255) or floating-point numbers (white is 1)"
+            f"{_name_of(given)} holds numbers of which nobody can say which is white: give whole numbers of 8 bits"
+            " (white is 255) or floating-point numbers (white is 1)"
         )
-    return Image.fromarray(
-        np.ascontiguousarray(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
-    )
+    is_grey = values.ndim == 3 and values.shape[2] == 1
+    return Image.fromarray(np.ascontiguousarray(values[..., 0] if is_grey else values))
 
 
 def _in_memory(image: Image.Image, given: Any, channels: int) -> Image.Image:
     try:
         return as_seen(image, channels)
-    except OSError as error:  # Pillow decodes what it has opened when the pixels are wanted
-        raise ValueError(f"{_name_of(given)} cannot be read: {error}") from error
+    except DAMAGE as error:  # Pillow decodes what it has opened when the pixels are wanted
+        raise ValueError(f"{_name_of(given)}: {' '.join(str(error).split())}") from error
 
 
 def _name_of(given: Any) -> str:
@@ -151,4 +150,5 @@ def _name_of(given: Any) -> str:
         return f"a tensor of {given.dtype} of shape {tuple(given.shape)}"
     if isinstance(given, Image.Image):
         return f"a Pillow image of {given.width} x {given.height}, mode {given.mode}"
-    return f"{given!r} of type {type(given).__name__}"
+    length = f" of length {len(given)}" if isinstance(given, Sized) else f" ({given!r})"
+    return f"something of type {type(given).__name__}{length}"

@@ -6,14 +6,17 @@ Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from scalablevit.classification.evaluation import choose_device
@@ -75,6 +78,7 @@ class Predictor:
         network = _open_export(run, device) if is_export(run) else _open_folder(run, device)
         self.device, self._logits, self.multi_label = network.device, network.logits, network.multi_label
         self.labels, self.preprocessing = network.labels, network.preprocessing
+        self._decoding = threading.Lock()
 
     @property
     def model(self) -> ScalableViT:
@@ -120,13 +124,16 @@ class Predictor:
     ) -> Iterator[Prediction | FailedPrediction]:
         """The results one by one, in the order of the images; those that cannot be read are among them.
 
-        Images are read, and asked for, some batches ahead of the network and no further, so that memory stays the same
-        however many there are.
+        Images are asked for and read two batches ahead of the network and no further, so that memory stays the same
+        however many there are. Of a source that gives them slowly, such as a camera, the first result comes after
+        three batches: give the predictor a `batch_size` of 1.
 
         Raises:
-            ValueError: If a folder or a pattern holds no images.
+            ValueError: If `top` has no sense; later, if a folder or a pattern holds no images.
         """
-        top = self._checked_top(top)
+        return self._stream(images, self._checked_top(top))
+
+    def _stream(self, images: ImageInput | Iterable[ImageInput], top: int) -> Iterator[Prediction | FailedPrediction]:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="scalablevit-read")
         waiting: deque[tuple[ImageInput, Future[Tensor | str]]] = deque()
         try:
@@ -141,7 +148,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_pixels(self, pixels: Tensor, top: int | None = None) -> list[Prediction]:
-        """The most probable classes of images that `preprocessing.to_pixels` has made ready, by one pass of the network.
+        """The most probable classes of images that `preprocessing.to_pixels` has made ready, all in one batch.
 
         Args:
             pixels: (b, c, h, w), uint8.
@@ -168,8 +175,12 @@ class Predictor:
 
     def _load(self, image: ImageInput) -> Tensor | str:
         """The pixels (c, h, w) of an image, or why there are none."""
+        # Pillow decodes an image that is in memory when its pixels are wanted, and one object in one thread only.
+        is_shared = isinstance(image, Image.Image)
         try:
-            return self.preprocessing.to_pixels(open_image(image, self.preprocessing.channels))
+            with self._decoding if is_shared else nullcontext():
+                opened = open_image(image, self.preprocessing.channels)
+            return self.preprocessing.to_pixels(opened)
         except (ValueError, OSError) as error:
             return str(error)
 

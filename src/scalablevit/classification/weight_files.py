@@ -23,6 +23,7 @@ from scalablevit.variants import VARIANTS
 from scalablevit.weights import (
     architecture_name,
     convert_state_dict,
+    is_multi_label,
     read_config,
     read_weights,
     save_model,
@@ -162,10 +163,14 @@ def _sequence(value: Any) -> tuple[int, ...]:
 
 def _write(network: ScalableViT, path: Path, to: str, initial: InitialWeights) -> None:
     if path.suffix not in FILE_SUFFIXES:
-        cfg = read_config(initial.source)["pretrained_cfg"] if initial.layout == OWN_LAYOUT and (
-            initial.source.is_dir()
-        ) else _normalisation(initial)  # fmt: skip
-        save_model(network, path, initial.labels, {name: value for name, value in cfg.items() if value is not None})
+        is_folder = initial.source.is_dir()
+        save_model(
+            network,
+            path,
+            initial.labels,
+            read_config(initial.source)["pretrained_cfg"] if is_folder else _normalisation(initial),
+            multi_label=is_multi_label(read_config(initial.source)) if is_folder else None,
+        )
         return
     state = convert_state_dict(network.state_dict(), network, to=to)
     if path.suffix == ".safetensors":
@@ -247,10 +252,9 @@ def _sides(network: ScalableViT) -> list[tuple[int, int]]:
 
 
 @torch.inference_mode()
-def _difference(one: torch.nn.Module, other: torch.nn.Module, side: tuple[int, int]) -> float:
+def _difference(one: ScalableViT, other: torch.nn.Module, side: tuple[int, int]) -> float:
     """The largest difference of logits, as a fraction of their spread."""
-    channels = one.in_chans
-    images = torch.randn(1, int(channels), *side, generator=torch.Generator().manual_seed(0))  # type: ignore[call-overload]
+    images = torch.randn((1, one.in_chans, *side), generator=torch.Generator().manual_seed(0))
     first: Tensor = one(images)
     second: Tensor = other(images)
     spread = max(float(first.std()), 1e-12) if first.numel() > 1 else max(float(first.abs().max()), 1e-12)

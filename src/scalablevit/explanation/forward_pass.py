@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelfAttention
-from scalablevit.images import convert_image
+from scalablevit.images import as_seen
 from scalablevit.preprocessing import Preprocessing
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.stages import Stage
@@ -79,7 +79,7 @@ def run(model: ScalableViT, images: Tensor) -> ForwardPass:
 def to_images(model: ScalableViT, preprocessing: Preprocessing, image: Image.Image) -> Tensor:
     """What a network takes, (1, channels, height, width), of an image in any of Pillow's modes."""
     like = next(model.parameters())
-    pixels = preprocessing.to_pixels(convert_image(image, preprocessing.channels))
+    pixels = preprocessing.to_pixels(as_seen(image, preprocessing.channels))
     return preprocessing.normalise(pixels[None].to(like.device)).to(like.dtype)
 
 

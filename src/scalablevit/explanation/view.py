@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from scalablevit.images import convert_image
+from scalablevit.images import as_seen
 from scalablevit.preprocessing import Preprocessing
 
 SIDE = 448  # pixels that the longer side is enlarged to, about
@@ -42,7 +42,7 @@ def view_of(image: Image.Image, preprocessing: Preprocessing) -> View:
     """What the network is given of an image, as sharp as the image has it."""
     height, width = preprocessing.size
     zoom = max(round(SIDE / max(height, width)), 1)
-    decoded = convert_image(image, preprocessing.channels)
+    decoded = as_seen(image, preprocessing.channels)
     if max(height, width) <= TINY:
         pixels = preprocessing.to_pixels(decoded).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
     else:  # the same crop, with more pixels
