@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scalablevit.classification.prediction import predict
     from scalablevit.classification.predictor import Predictor
     from scalablevit.classification.training import train
+    from scalablevit.explanation import explain
     from scalablevit.weights import convert_state_dict, load_model, save_model
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _LAZY = {
     "check": "scalablevit.classification.checking",
     "convert_state_dict": "scalablevit.weights",
     "evaluate": "scalablevit.classification.evaluation",
+    "explain": "scalablevit.explanation",
     "export": "scalablevit.classification.exports",
     "load_model": "scalablevit.weights",
     "predict": "scalablevit.classification.prediction",
@@ -50,6 +52,7 @@ __all__ = [
     "check",
     "convert_state_dict",
     "evaluate",
+    "explain",
     "export",
     "load_model",
     "predict",

@@ -316,6 +316,55 @@ def _predict(arguments: Namespace) -> int:
     return 1 if failed else 0
 
 
+def _add_explain_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("images", nargs="+", help="Image files, folders of them, or patterns such as 'photos/*.jpg'.")
+    parser.add_argument(
+        "--out", metavar="FILE", help="A .png of one image, or an .html of any number. Default: explanation.png, .html."
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier file there.")
+    parser.add_argument("--label", help="The class to find the evidence for; default: the most probable one.")
+    parser.add_argument("--stages", type=int, nargs="+", help="Stages to show the attention of, from 1.")
+    parser.add_argument("--heads", type=int, nargs="+", help="Which of their heads, from 1; default: the mean of all.")
+    parser.add_argument(
+        "--points",
+        nargs="+",
+        metavar="X,Y",
+        help="From where the attention is looked at, from 0,0 (upper left) to 1,1, or 'all'; default: from where the"
+        " evidence is strongest.",
+    )
+    parser.add_argument(
+        "--method", default="integrated-gradients", help="How evidence is found: integrated-gradients, or grad-cam."
+    )
+    _add_device_argument(parser)
+
+
+def _explain(arguments: Namespace) -> int:
+    from scalablevit.classification.prediction import FailedPrediction
+    from scalablevit.explanation import Question, explain_each
+    from scalablevit.explanation.explaining import parse_points
+    from scalablevit.explanation.writing import default_out, write
+
+    points = None if arguments.points is None else parse_points(arguments.points)
+    options = {name: arguments[name] for name in ("stages", "heads", "label", "method")}
+    out = Path(arguments.out) if arguments.out else default_out(arguments.images)
+    failed, explanations = 0, []
+    question = Question(points=points, **options)
+    for each in explain_each(
+        arguments.run, arguments.images, question, out=out, device=arguments.device, overwrite=arguments.overwrite
+    ):
+        if isinstance(each, FailedPrediction):
+            failed += 1
+            print(f"scalablevit: error: {' '.join(each.reason.split())}", file=sys.stderr)
+        else:
+            explanations.append(each)
+            print(f"{each.path}: {each.answer}")
+    if explanations:
+        write(explanations, out, run=arguments.run)
+        print(f"{'Picture' if out.suffix.lower() == '.png' else 'Page'}: {out}")
+    return 1 if failed else 0
+
+
 def _add_check_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("data", help=DATA_HELP)
     parser.add_argument("--seed", type=int, default=0, help="Which images are drawn for validation, as in training.")
@@ -403,6 +452,9 @@ VERBS: dict[str, Verb] = {
         summary="Write a trained model as ONNX, OpenVINO or a PyTorch program, compared with it.",
         add_arguments=_add_export_arguments,
         run=_export,
+    ),
+    "explain": Verb(
+        summary="Show what a trained model looks at in images.", add_arguments=_add_explain_arguments, run=_explain
     ),
     "check": Verb(
         summary="Read every image of a data set, and say what is wrong.", add_arguments=_add_check_arguments, run=_check

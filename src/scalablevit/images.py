@@ -77,6 +77,18 @@ def as_seen(image: Image.Image, channels: int) -> Image.Image:
     return converted if turn is None else converted.transpose(turn)
 
 
+def convert_image(image: Image.Image, channels: int) -> Image.Image:
+    """An image that Pillow has decoded, in grey (1 channel) or colour (3), 8 bits each, as `read_image` gives it.
+
+    Raises:
+        ValueError: If it holds numbers of which nobody can say which is white.
+    """
+    try:
+        return _convert(image, _MODES[channels])
+    except _UnknownScaleError as error:
+        raise ValueError(f"the image {error}") from error
+
+
 class ImageHeader(NamedTuple):
     """What an image file says of itself before its pixels.
 
