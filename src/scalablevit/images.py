@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ _DAMAGE = (
 )
 
 
-def read_image(path: str | Path, channels: int) -> Image.Image:
+def read_image(path: str | Path | bytes, channels: int, *, formats: Sequence[str] | None = None) -> Image.Image:
     """An image file, decoded, turned upright as its EXIF data say, and converted to grey or colour, 8 bits each.
 
     Of several frames or pages, the first is read. Transparent pixels are shown on white, as on a page: the colour
@@ -49,15 +50,16 @@ def read_image(path: str | Path, channels: int) -> Image.Image:
     point numbers from 0 (black) to 1 (white); never by an image's own extremes, which would tear a set apart.
 
     Args:
-        path: The file. Its content says of what kind it is, not the ending of its name.
+        path: The file, or its content. That says of what kind it is, not the ending of its name.
         channels: 1 for grey, 3 for colour.
+        formats: The kinds to accept, by Pillow's names; None: all that Pillow reads.
 
     Raises:
         ValueError: If the file is not a readable image, has more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million
             pixels together), or holds numbers of which nobody can say which is white.
         FileNotFoundError: If there is no such file.
     """
-    with _opened(path) as image:
+    with _opened(path, formats) as image:
         return as_seen(image, channels)
 
 
@@ -101,14 +103,14 @@ class ImageHeader(NamedTuple):
     is_grey: bool
 
 
-def read_header(path: str | Path) -> ImageHeader:
-    """Size and kind of an image file, without its pixels.
+def read_header(path: str | Path | bytes, *, formats: Sequence[str] | None = None) -> ImageHeader:
+    """Size and kind of an image file, or of its content, without its pixels; `formats` as in `read_image`.
 
     Raises:
         ValueError: If the file is not a readable image, or too large.
         FileNotFoundError: If there is no such file.
     """
-    with _opened(path) as image:
+    with _opened(path, formats) as image:
         return ImageHeader(size=image.size, is_grey=image.mode in _GREY_MODES)
 
 
@@ -123,23 +125,44 @@ def decoded_bytes(path: str | Path, channels: int) -> int:
     return width * height * _BYTES_PER_PIXEL[channels]
 
 
+class TooManyPixelsError(ValueError):
+    """An image of more pixels than Pillow takes."""
+
+
 class _UnknownScaleError(ValueError):
     """An image whose numbers can be read, but not understood."""
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path | bytes, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
     """An image file, with its header read. What goes wrong until the end of the block is said with the file's name."""
     try:
         with warnings.catch_warnings():
             # Of sizes below the limit, and of metadata that nobody here needs. What matters, Pillow raises.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             # Given a name, Pillow 13.0 maps raw TIFF into memory, and scrambles it where EXIF says a quarter turn.
-            with Path(path).open("rb") as file, Image.open(file) as image:
+            opened = io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb")
+            with opened as file, Image.open(file, formats=formats) as image:
                 yield image
     except (*_DAMAGE, Image.DecompressionBombError) as error:
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        kind: type[Exception] = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        if isinstance(error, Image.DecompressionBombError):
+            kind = TooManyPixelsError
+        if isinstance(path, bytes):
+            raise kind(f"the image {_complaint_of_content(path, error)}") from error
         raise kind(f"{path} {_complaint(Path(path), error)}") from error
+
+
+def _complaint_of_content(content: bytes, error: Exception) -> str:
+    """What is wrong with the content of a file whose name is not known."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, _UnknownScaleError):
+        return reason
+    if isinstance(error, Image.DecompressionBombError):
+        return f"is too large ({reason}): shrink it"
+    if isinstance(error, UnidentifiedImageError):  # whose message holds an address in memory
+        return "is not an image, or of a kind that is not read here: convert it" if content else "is empty (0 bytes)"
+    return f"is damaged ({reason})"
 
 
 def _complaint(path: Path, error: Exception) -> str:
