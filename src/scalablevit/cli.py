@@ -316,6 +316,32 @@ def _predict(arguments: Namespace) -> int:
     return 1 if failed else 0
 
 
+def _add_export_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("--out", required=True, help="The file to write.")
+    parser.add_argument(
+        "--to", help="onnx, openvino, pt2 or aoti; default: by the ending of --out (.onnx, .xml, .pt2)."
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="Quantise; needs --calibrate and --data. ONNX and OpenVINO."
+    )
+    parser.add_argument("--bf16", action="store_true", help="Have OpenVINO compute in bfloat16; needs --data.")
+    parser.add_argument("--calibrate", metavar="FOLDER", help="Images like those to come, for --int8; or 'sample'.")
+    parser.add_argument("--calibration_images", type=int, default=256, help="How many of them, at most.")
+    parser.add_argument("--data", help=f"To compare the accuracy on, before and after. {DATA_HELP}")
+    parser.add_argument("--split", help="Of the data: train, val or test; default: val, or all.")
+    parser.add_argument("--max_lost", type=float, default=0.5, help="Points of accuracy that may be lost, at most.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
+
+
+def _export(arguments: Namespace) -> None:
+    from scalablevit.classification.exports import export
+    from scalablevit.display import show_export
+
+    names = ("to", "int8", "bf16", "calibrate", "calibration_images", "data", "split", "max_lost", "overwrite")
+    show_export(export(arguments.run, arguments.out, **{name: arguments[name] for name in names}))
+
+
 def _add_explain_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", help=RUN_HELP)
     parser.add_argument("images", nargs="+", help="Image files, folders of them, or patterns such as 'photos/*.jpg'.")
