@@ -10,7 +10,8 @@ from typing import Literal
 from PIL import Image
 
 from scalablevit.classification.evaluation import choose_device
-from scalablevit.classification.prediction import FailedPrediction, find_files
+from scalablevit.classification.image_inputs import find_files
+from scalablevit.classification.prediction import FailedPrediction
 from scalablevit.explanation.evidence import METHODS, Method, find_evidence
 from scalablevit.explanation.explanation import Explanation
 from scalablevit.explanation.forward_pass import run as run_forward

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalablevit.classification.prediction import find_files
+from scalablevit.classification.image_inputs import find_files
 from scalablevit.explanation.explanation import Explanation
 
 KINDS = (".png", ".html")

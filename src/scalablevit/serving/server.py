@@ -44,10 +44,21 @@ def serve(run: str | Path, *, device: str | None = None, **options: Any) -> None
     require_serving(chosen)
     from scalablevit.classification.predictor import Predictor
 
-    app = application(Predictor(run, device=device), chosen)
+    predictor = Predictor(run, device=device)
+    _warm_up(predictor)
+    app = application(predictor, chosen)
     with _listening(chosen) as listener, _stopping_quietly():
         _announce(listener, chosen)
         _run(app, chosen, listener)
+
+
+def _warm_up(predictor: Predictor) -> None:
+    """One image, before anybody waits for it: the first imports what reads images, and has kernels chosen."""
+    from PIL import Image
+
+    height, width = predictor.preprocessing.size
+    blank = Image.new("L" if predictor.preprocessing.channels == 1 else "RGB", (width, height))
+    predictor.predict_pixels(predictor.preprocessing.to_pixels(blank).unsqueeze(0), 1)
 
 
 def require_serving(options: ServingOptions) -> None:
