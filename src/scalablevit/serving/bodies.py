@@ -32,7 +32,9 @@ async def read_image_bytes(request: Request, max_bytes: int) -> bytes:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    too_large = Refusal(413, f"the body is larger than {max_bytes} bytes: send a smaller image", {"Connection": "close"})
+    too_large = Refusal(
+        413, f"the body is larger than {max_bytes} bytes: send a smaller image", {"Connection": "close"}
+    )
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > max_bytes:
         raise too_large

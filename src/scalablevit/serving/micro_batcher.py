@@ -111,7 +111,9 @@ class MicroBatcher(Generic[Item, Result]):
 
     async def _answer(self, batch: Sequence[_Waiting[Item, Result]]) -> None:
         self._on_batch(len(batch))
-        computed = asyncio.get_running_loop().run_in_executor(self._thread, self._checked, [each.item for each in batch])
+        computed = asyncio.get_running_loop().run_in_executor(
+            self._thread, self._checked, [each.item for each in batch]
+        )
         await asyncio.wait([computed])
         error = computed.exception()
         if error is not None and len(batch) > 1:

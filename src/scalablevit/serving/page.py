@@ -86,7 +86,9 @@ def _blocks(service: ImageService) -> Any:
             raise gradio.Error("That took too long: try again later.", print_exception=False) from error
 
     with gradio.Blocks(title="scalablevit", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as blocks:
-        gradio.Markdown(f"# What is in the image?\nDrop one, and a ScalableViT names its class, of {len(service.predictor.labels)}.")
+        gradio.Markdown(
+            f"# What is in the image?\nDrop one, and a ScalableViT names its class, of {len(service.predictor.labels)}."
+        )
         with gradio.Row():
             given = gradio.Image(
                 type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=320, buttons=[]
