@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from PIL import Image
 
 from scalablevit.extras import require_extra
 from scalablevit.serving.image_service import ImageService
@@ -20,7 +19,7 @@ from scalablevit.serving.refusal import Refusal
 TOP = 5
 KEPT_S = 600  # how long uploaded images stay on the disk, in seconds
 _STYLE = """
-.gradio-container {max-width: 1100px !important; margin: 0 auto !important}
+.gradio-container {width: 100% !important; max-width: 1100px !important; margin: 0 auto !important}
 footer {display: none !important}
 """
 

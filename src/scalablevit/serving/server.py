@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scalablevit.classification.predictor import Predictor
 
-TOKEN_VARIABLE = "SCALABLEVIT_TOKEN"  # noqa: S105  # the name of one
+TOKEN_VARIABLE = "SCALABLEVIT_TOKEN"  # the name of one
 
 
 def serve(run: str | Path, *, device: str | None = None, **options: Any) -> None:
