@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -141,8 +141,7 @@ def _opened(path: str | Path | bytes, formats: Sequence[str] | None = None) -> I
             # Of sizes below the limit, and of metadata that nobody here needs. What matters, Pillow raises.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             # Given a name, Pillow 13.0 maps raw TIFF into memory, and scrambles it where EXIF says a quarter turn.
-            opened = io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb")
-            with opened as file, Image.open(file, formats=formats) as image:
+            with _stream(path) as file, Image.open(file, formats=formats) as image:
                 yield image
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         kind: type[Exception] = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
@@ -151,6 +150,10 @@ def _opened(path: str | Path | bytes, formats: Sequence[str] | None = None) -> I
         if isinstance(path, bytes):
             raise kind(f"the image {_complaint_of_content(path, error)}") from error
         raise kind(f"{path} {_complaint(Path(path), error)}") from error
+
+
+def _stream(path: str | Path | bytes) -> IO[bytes]:
+    return io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb")
 
 
 def _complaint_of_content(content: bytes, error: Exception) -> str:

@@ -47,6 +47,8 @@ class ImageService:
     def __init__(self, predictor: Predictor, options: ServingOptions, metrics: ServerMetrics) -> None:
         self.predictor, self.options, self._metrics = predictor, options, metrics
         self._in_flight = 0
+        Image.init()
+        self._formats = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is not in every Pillow
         self._decoders = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="scalablevit-decode")
         self._batcher = MicroBatcher[Asked, Prediction](
             self._predict,
@@ -121,8 +123,8 @@ class ImageService:
 
     def _open(self, content: bytes) -> Image.Image:
         try:
-            self._check_size(read_header(content, formats=FORMATS).size)
-            return read_image(content, self.predictor.preprocessing.channels, formats=FORMATS)
+            self._check_size(read_header(content, formats=self._formats).size)
+            return read_image(content, self.predictor.preprocessing.channels, formats=self._formats)
         except TooManyPixelsError as error:
             raise Refusal(413, str(error)) from error
         except ValueError as error:
