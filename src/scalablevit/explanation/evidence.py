@@ -16,6 +16,7 @@ from scalablevit.stages import Stage
 Method = Literal["integrated-gradients", "grad-cam"]
 METHODS: tuple[str, ...] = get_args(Method)
 STEPS = 16  # of the integral; 8 to 32 find the same places
+BLUR = 1 / 32  # of the longer side: what single positions say is noisy
 FEWEST_POSITIONS = 7  # along the shorter axis of the map that Grad-CAM is computed on, if the network has such a map
 
 
@@ -80,7 +81,8 @@ def _integrated_gradients(model: ScalableViT, passed: ForwardPass, label: int, s
             method="riemann_middle",
             internal_batch_size=8,
         )
-    return _heat(model, found.sum(1)[0], 0)
+    heat = _heat(model, found.sum(1)[0], 0)
+    return heat.blurred(max(heat.values.shape) * BLUR)
 
 
 def _grad_cam(model: ScalableViT, maps: Sequence[Tensor], label: int) -> HeatMap:

@@ -5,7 +5,7 @@ Axes: h height, w width, of the map; H and W those of the image, in pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,11 @@ class HeatMap:
         """Row and column in the image, in pixels, of a place on the map."""
         return self.first + self.spacing * row, self.first + self.spacing * column
 
+    def blurred(self, deviation: float) -> HeatMap:
+        """The values, each shared with its neighbours by a Gaussian of so many positions, as one sees from afar."""
+        rows, columns = (_gaussian_weights(count, deviation) for count in self.values.shape)
+        return replace(self, values=(rows @ self.values @ columns.T).astype(self.values.dtype))
+
     def smooth(self, height: int, width: int, zoom: int = 1) -> np.ndarray:
         """(H * zoom, W * zoom): the values between the positions by cubic interpolation, from 0 to the largest."""
         rows = _cubic_weights(_places(height, zoom, self.first, self.spacing), self.values.shape[0])
@@ -80,3 +85,10 @@ def _cubic_weights(places: np.ndarray, count: int) -> np.ndarray:
         share = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
         np.add.at(weights, (np.arange(len(places)), np.clip(below + offset, 0, count - 1)), share)
     return weights
+
+
+def _gaussian_weights(count: int, deviation: float) -> np.ndarray:
+    """(count, count): what each position has in the value at each other. The sum over a row is 1."""
+    places = np.arange(count)
+    weights = np.exp(-((places[:, None] - places) ** 2) / (2 * deviation**2))
+    return weights / weights.sum(1, keepdims=True)

@@ -57,6 +57,7 @@ def draw_panels(groups: Sequence[Sequence[Panel]], heading: str = "") -> Image.I
     total = top + sum(heights) + sum(below) + len(rows) * (_TITLE + _GAP * 0.6) + 0.05
     with canvas(LIGHT, WIDTH, total) as figure:
         if heading:
+            heading = fitting(figure, heading, WIDTH - 2 * _MARGIN, fontsize=14.5, bold=True)
             figure.text(_MARGIN / WIDTH, 1 - 0.36 / total, heading, fontsize=14.5, fontweight="bold", va="center")
         edge = total - top
         for row, texts, height, under in zip(rows, captions, heights, below, strict=True):
@@ -106,7 +107,7 @@ def fitting(figure: Figure, text: str, width: float, *, fontsize: float, bold: b
     """The text, its middle left out as far as it must be to be no wider than `width`, in inches."""
     font = FontProperties(size=fontsize, weight="bold" if bold else "normal")
     renderer = cast(FigureCanvasAgg, figure.canvas).get_renderer()
-    for letters in range(min(len(text), _MOST_LETTERS), 1, -1):
+    for letters in range(min(len(text), _MOST_LETTERS), 0, -1):
         short = drawable(text, letters)
         if renderer.get_text_width_height_descent(short, font, ismath=False)[0] <= width * figure.dpi:
             return short
@@ -115,4 +116,4 @@ def fitting(figure: Figure, text: str, width: float, *, fontsize: float, bold: b
 
 def wrap(text: str, letters: int) -> str:
     """The text in lines of no more than so many letters."""
-    return "\n".join(textwrap.wrap(text, letters))
+    return "\n".join(textwrap.wrap(drawable(text, len(text)), letters))

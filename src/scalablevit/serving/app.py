@@ -169,7 +169,7 @@ async def _body_in_time(request: Request, options: ServingOptions) -> bytes:
             return await read_image_bytes(request, options.max_bytes)
     except TimeoutError as error:
         reason = f"the body did not come within {options.timeout_s:g} seconds"
-        raise Refusal(408, reason, {"Connection": "close"}) from error
+        raise Refusal(408, reason) from error
     except ClientDisconnect as error:
         raise Refusal(CLIENT_GONE, "the client has gone") from error
 
@@ -218,5 +218,7 @@ def _token_check(token: str | None) -> Callable[[Request], Awaitable[None]]:
 
 async def _answer_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
+    if getattr(request.state, "body_is_read", False):
+        return JSONResponse({"detail": error.reason}, error.status, error.headers)
     # A body that nobody has read must not be taken for the next request.
     return RefusalResponse({"detail": error.reason}, error.status, {"Connection": "close", **error.headers})

@@ -43,6 +43,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         if len(body) + len(chunk) > max_bytes:
             raise too_large
         body += chunk
+    request.state.body_is_read = True  # what answers a refusal need not read on
     return bytes(body)
 
 
