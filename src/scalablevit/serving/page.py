@@ -5,7 +5,7 @@
 import asyncio
 import hmac
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ KEPT_S = 600  # how long uploaded images stay on the disk, in seconds
 _STYLE = """
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: 0 auto !important}
 footer {display: none !important}
+#given img {width: 100%; height: 100%; object-fit: contain}
+/* The picture is three panels wide: on a phone, it is moved sideways rather than shrunk. */
+@media (max-width: 700px) {#looks {overflow-x: auto !important} #looks img {min-width: 900px; max-width: none}}
 """
 
 
@@ -66,23 +69,28 @@ def _blocks(service: ImageService) -> Any:
 
     has_picture = can_explain(service)
 
+    async def limited(work: Coroutine[Any, Any, Any]) -> Any:
+        # Of each step, and never around a yield: what iterates may change its task there, or never come back.
+        try:
+            with service.admitted():
+                return await asyncio.wait_for(work, service.options.timeout_s)
+        except Refusal as refusal:
+            raise gradio.Error(refusal.reason, print_exception=False) from refusal
+        except TimeoutError as error:
+            raise gradio.Error("That took too long: try again later.", print_exception=False) from error
+        finally:
+            work.close()  # if it was not admitted, it never began
+
     async def classify(path: str | None) -> AsyncGenerator[tuple[Any, Any]]:
         """The classes first, since the picture takes longer."""
         if path is None:
             yield None, gradio.update(value=None, visible=False)
             return
         content = await asyncio.to_thread(Path(path).read_bytes)
-        try:
-            with service.admitted():
-                async with asyncio.timeout(service.options.timeout_s):
-                    prediction = await service.classify(content, TOP)
-                    yield dict(zip(prediction.labels, prediction.probabilities, strict=True)), gradio.update()
-                    if has_picture:
-                        yield gradio.update(), gradio.update(value=await service.picture(content), visible=True)
-        except Refusal as refusal:
-            raise gradio.Error(refusal.reason, print_exception=False) from refusal
-        except TimeoutError as error:
-            raise gradio.Error("That took too long: try again later.", print_exception=False) from error
+        prediction = await limited(service.classify(content, TOP))
+        yield dict(zip(prediction.labels, prediction.probabilities, strict=True)), gradio.update()
+        if has_picture:
+            yield gradio.update(), gradio.update(value=await limited(service.picture(content)), visible=True)
 
     with gradio.Blocks(title="scalablevit", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as blocks:
         gradio.Markdown(
@@ -90,11 +98,23 @@ def _blocks(service: ImageService) -> Any:
         )
         with gradio.Row():
             given = gradio.Image(
-                type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=320, buttons=[]
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard"],
+                label="Image",
+                height=320,
+                buttons=[],
+                elem_id="given",
             )
             classes = gradio.Label(num_top_classes=TOP, label="Classes")
         picture = gradio.Image(
-            label="What the network looks at", interactive=False, visible=False, format="png", buttons=["fullscreen"]
+            label="What the network looks at",
+            show_label=False,  # it would cover the picture's own headings
+            interactive=False,
+            visible=False,
+            format="png",
+            buttons=[],
+            elem_id="looks",
         )
         # Several people at once: the service has limits of its own.
         given.change(
