@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -41,7 +41,7 @@ _DAMAGE = (
 )
 
 
-def read_image(path: str | Path | bytes, channels: int, *, formats: Sequence[str] | None = None) -> Image.Image:
+def read_image(path: str | Path | bytes, channels: int, *, formats: tuple[str, ...] | None = None) -> Image.Image:
     """An image file, decoded, turned upright as its EXIF data say, and converted to grey or colour, 8 bits each.
 
     Of several frames or pages, the first is read. Transparent pixels are shown on white, as on a page: the colour
@@ -103,7 +103,7 @@ class ImageHeader(NamedTuple):
     is_grey: bool
 
 
-def read_header(path: str | Path | bytes, *, formats: Sequence[str] | None = None) -> ImageHeader:
+def read_header(path: str | Path | bytes, *, formats: tuple[str, ...] | None = None) -> ImageHeader:
     """Size and kind of an image file, or of its content, without its pixels; `formats` as in `read_image`.
 
     Raises:
@@ -134,7 +134,7 @@ class _UnknownScaleError(ValueError):
 
 
 @contextmanager
-def _opened(path: str | Path | bytes, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
+def _opened(path: str | Path | bytes, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     """An image file, with its header read. What goes wrong until the end of the block is said with the file's name."""
     try:
         with warnings.catch_warnings():
