@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scalablevit.classification.training import train
     from scalablevit.classification.weight_files import convert
     from scalablevit.explanation import explain
+    from scalablevit.serving import serve
     from scalablevit.weights import convert_state_dict, load_model, save_model
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _LAZY = {
     "load_model": "scalablevit.weights",
     "predict": "scalablevit.classification.prediction",
     "save_model": "scalablevit.weights",
+    "serve": "scalablevit.serving",
     "train": "scalablevit.classification.training",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "scalablevit_nano",
     "scalablevit_small",
     "scalablevit_tiny",
+    "serve",
     "train",
 ]
 

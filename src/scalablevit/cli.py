@@ -528,6 +528,24 @@ def _benchmark(arguments: Namespace) -> int:
     return 1 if any(measurement.error for measurement in result.measurements) else 0
 
 
+def _add_serve_arguments(parser: ArgumentParser) -> None:
+    from scalablevit.serving.options import ServingOptions
+
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_class_arguments(ServingOptions, nested_key=None, skip={"page"})
+    parser.add_argument("--no_page", action="store_true", help="The API alone, without the web page and Gradio.")
+    _add_device_argument(parser)
+
+
+def _serve(arguments: Namespace) -> None:
+    from scalablevit.serving import ServingOptions, serve
+
+    options = {field.name: arguments[field.name] for field in fields(ServingOptions) if field.name in arguments}
+    if options["token"] is None:
+        del options["token"]  # that of the environment
+    serve(arguments.run, device=arguments.device, page=not arguments.no_page, **options)
+
+
 def _add_device_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--device", help="Where to compute; default: the machine's accelerator if it has one.")
 
@@ -556,6 +574,9 @@ VERBS: dict[str, Verb] = {
     ),
     "explain": Verb(
         summary="Show what a trained model looks at in images.", add_arguments=_add_explain_arguments, run=_explain
+    ),
+    "serve": Verb(
+        summary="Serve a trained model: an HTTP API and a web page.", add_arguments=_add_serve_arguments, run=_serve
     ),
     "check": Verb(
         summary="Read every image of a data set, and say what is wrong.", add_arguments=_add_check_arguments, run=_check

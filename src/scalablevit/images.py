@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import IO, Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -88,7 +88,13 @@ class StoredImage:
 ImagePlace = Path | StoredImage
 
 
-def read_image(path: str | ImagePlace, channels: int, *, at_least: int | None = None) -> Image.Image:
+def read_image(
+    path: str | ImagePlace | bytes,
+    channels: int,
+    *,
+    at_least: int | None = None,
+    formats: tuple[str, ...] | None = None,
+) -> Image.Image:
     """An image file, decoded, turned upright as its EXIF data say, and converted to grey or colour, 8 bits each.
 
     Of several frames or pages, the first is read. Transparent pixels are shown on white, as on a page: the colour
@@ -97,17 +103,18 @@ def read_image(path: str | ImagePlace, channels: int, *, at_least: int | None = 
     point numbers from 0 (black) to 1 (white); never by an image's own extremes, which would tear a set apart.
 
     Args:
-        path: The file. Its content says of what kind it is, not the ending of its name.
+        path: The file, or its content. That says of what kind it is, not the ending of its name.
         channels: 1 for grey, 3 for colour.
         at_least: A JPEG may be decoded to a half, a quarter or an eighth of its size, which is faster, as long as its
             shorter side keeps so many pixels; None: it is decoded in full, as timm does it.
+        formats: The kinds to accept, by Pillow's names; None: all that Pillow reads.
 
     Raises:
         ValueError: If the file is not a readable image, has more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million
             pixels together), or holds numbers of which nobody can say which is white.
         FileNotFoundError: If there is no such file.
     """
-    with _opened(path) as image:
+    with _opened(path, formats) as image:
         if at_least is not None and min(image.size) >= 2 * at_least:
             # A square box: the sides may be exchanged below. Pillow halves no further than to sides of at least that.
             image.draft(None, (at_least, at_least))
@@ -148,14 +155,14 @@ class ImageHeader(NamedTuple):
     is_grey: bool
 
 
-def read_header(path: str | ImagePlace) -> ImageHeader:
-    """Size and kind of an image file, without its pixels.
+def read_header(path: str | ImagePlace | bytes, *, formats: tuple[str, ...] | None = None) -> ImageHeader:
+    """Size and kind of an image file, or of its content, without its pixels; `formats` as in `read_image`.
 
     Raises:
         ValueError: If the file is not a readable image, or too large.
         FileNotFoundError: If there is no such file.
     """
-    with _opened(path) as image:
+    with _opened(path, formats) as image:
         return ImageHeader(size=image.size, is_grey=image.mode in _GREY_MODES)
 
 
@@ -170,28 +177,52 @@ def decoded_bytes(path: str | ImagePlace, channels: int) -> int:
     return width * height * _BYTES_PER_PIXEL[channels]
 
 
+class TooManyPixelsError(ValueError):
+    """An image of more pixels than Pillow takes."""
+
+
 class _UnknownScaleError(ValueError):
     """An image whose numbers can be read, but not understood."""
 
 
 @contextmanager
-def _opened(path: str | ImagePlace) -> Iterator[Image.Image]:
+def _opened(path: str | ImagePlace | bytes, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     """An image file, with its header read. What goes wrong until the end of the block is said with the file's name."""
     try:
         with warnings.catch_warnings():
             # Of sizes below the limit, and of metadata that nobody here needs. What matters, Pillow raises.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             # Given a name, Pillow 13.0 maps raw TIFF into memory, and scrambles it where EXIF says a quarter turn.
-            with as_place(path).open("rb") as file, Image.open(file) as image:
+            with _stream(path) as file, Image.open(file, formats=formats) as image:
                 yield image
     except (*DAMAGE, Image.DecompressionBombError) as error:
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        kind: type[Exception] = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        if isinstance(error, Image.DecompressionBombError):
+            kind = TooManyPixelsError
+        if isinstance(path, bytes):
+            raise kind(f"the image {_complaint_of_content(path, error)}") from error
         raise kind(f"{path} {_complaint(as_place(path), error)}") from error
 
 
 def as_place(path: str | ImagePlace) -> ImagePlace:
     """The same, with a path for a string."""
     return Path(path) if isinstance(path, str) else path
+
+
+def _stream(path: str | ImagePlace | bytes) -> IO[bytes]:
+    return io.BytesIO(path) if isinstance(path, bytes) else as_place(path).open("rb")
+
+
+def _complaint_of_content(content: bytes, error: Exception) -> str:
+    """What is wrong with the content of a file whose name is not known."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, _UnknownScaleError):
+        return reason
+    if isinstance(error, Image.DecompressionBombError):
+        return f"is too large ({reason}): shrink it"
+    if isinstance(error, UnidentifiedImageError):  # whose message holds an address in memory
+        return "is not an image, or of a kind that is not read here: convert it" if content else "is empty (0 bytes)"
+    return f"is damaged ({reason})"
 
 
 def _complaint(path: ImagePlace, error: Exception) -> str:
