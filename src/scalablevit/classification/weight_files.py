@@ -203,7 +203,7 @@ def _check(network: ScalableViT, written: Path, to: str, source: str | Path, lay
     checks = [f"read again and converted back, {len(back)} of {len(back)} parameters are the same, bit for bit"]
     again = ScalableViT(**network.config).eval()
     again.load_state_dict(back)
-    runs = [("what was written, in this package", again)]
+    runs: list[tuple[str, torch.nn.Module]] = [("what was written, in this package", again)]
     for where, side, given in (("source", layout, source), ("result", to, None)):
         if side == "vit-pytorch" and find_spec("vit_pytorch") is not None:
             theirs = _vit_pytorch(network)
@@ -217,7 +217,7 @@ def _check(network: ScalableViT, written: Path, to: str, source: str | Path, lay
         if not largest <= TOLERANCE:
             raise ValueError(
                 f"the logits of {name} differ by {largest:.1e} of their spread, more than {TOLERANCE:g}; nothing was"
-                " written. Heads and windows leave no trace in a file of vit-pytorch: are --heads and --window-size right?"
+                " written. Heads and windows leave no trace in files of vit-pytorch: are --heads and --window-size right?"
             )
         sizes = " and ".join(f"{height}x{width}" for height, width in sides)
         checks.append(f"{name}: logits at {sizes} differ from the network's by {largest:.1e} of their spread at most")
