@@ -24,6 +24,7 @@ from scalablevit.classification.configuration import MAY_CHANGE, NonFinite, Opti
 from scalablevit.classification.faults import TrainingFault
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
+from scalablevit.recipes import recipe_file, recipe_names
 from scalablevit.suggestions import nearest_name
 
 DATA_HELP = (
@@ -43,6 +44,9 @@ STOPPED = 75  # "temporary failure, try again" in sysexits.h
 RESUME_HELP = (
     "Go on with the run in that folder from the last state that it saved; give no data, and no options but"
     f" {', '.join(MAY_CHANGE)}."
+)
+RECIPE_HELP = (
+    f"Options that go together, by a name: {', '.join(recipe_names())}. Those of --config and flags go before them."
 )
 RUN_HELP = "A run folder, or a folder by save_model."
 
@@ -72,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        arguments = parser.parse_args(given)
+        arguments = parser.parse_args(in_order(given))
         arguments[arguments.verb].flags = {argument[2:].partition("=")[0] for argument in given}
         return VERBS[arguments.verb].run(arguments[arguments.verb]) or 0
     except StoppedBySignal as stopped:
@@ -99,6 +103,22 @@ def with_underscores(argument: str) -> str:
     """An option by its name here: ``--batch-size`` is ``--batch_size``."""
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
+
+
+def in_order(given: Sequence[str]) -> list[str]:
+    """The arguments in the order in which later ones go before: a recipe's file, other configuration files, flags.
+
+    Raises:
+        ValueError: If there is no such recipe.
+    """
+    if given[0] != "train":
+        return list(given)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--recipe")
+    finder.add_argument("--config", action="append", default=[])
+    found, flags = finder.parse_known_args(given[1:])
+    recipe = [] if found.recipe is None else [f"--config={recipe_file(found.recipe)}", f"--recipe={found.recipe}"]
+    return [given[0], *recipe, *(f"--config={file}" for file in found.config), *flags]
 
 
 def with_hyphens(message: str) -> str:
@@ -185,6 +205,7 @@ def _add_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run folder there.")
     parser.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER", help=RESUME_HELP)
     parser.add_argument("--dry_run", action="store_true", help="Say what would be trained on what, and stop.")
+    parser.add_argument("--recipe", metavar="NAME", help=RECIPE_HELP)
     parser.add_argument("--config", action="config", help="A YAML file with options, for example a run's config.yaml.")
     parser.add_class_arguments(TrainConfig, nested_key=None, skip=set(LISTS))
     for name, what in LISTS.items():
@@ -233,8 +254,8 @@ def _train(arguments: Namespace) -> None:
 
 def _resumed_folder(arguments: Namespace) -> str | None:
     """The folder that ``--resume`` names, or ``--out`` beside it."""
-    if arguments.dry_run or arguments.overwrite:
-        raise ValueError("--resume goes on with what is there: leave --dry-run and --overwrite out")
+    if arguments.dry_run or arguments.overwrite or arguments.recipe:
+        raise ValueError("--resume goes on with what is there: leave --dry-run, --overwrite and --recipe out")
     if arguments.resume and arguments.out not in (None, arguments.resume):
         raise ValueError(f"--resume names the run {arguments.resume}, and --out {arguments.out}: leave --out out")
     return arguments.resume or arguments.out

@@ -26,6 +26,7 @@ from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import AnyResult
 from scalablevit.classification.stopping import StopSignals
 from scalablevit.extras import require_extra
+from scalablevit.recipes import read_recipe
 from scalablevit.trained import model_folder
 from scalablevit.weights import load_model, read_config, save_model
 
@@ -56,6 +57,7 @@ def train(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    recipe: str | None = None,
     callbacks: Sequence[Any] = (),
     **options: Any,
 ) -> TrainResult:
@@ -70,6 +72,7 @@ def train(
         overwrite: Whether an earlier run folder there is replaced.
         resume: Whether to go on with the run that is there, from the last state that it saved, with its own data and
             options. None of them is given then, but for those of `configuration.MAY_CHANGE`.
+        recipe: The name of a recipe (`recipes.recipe_names`), whose options are taken where they are not given.
         callbacks: More of Lightning's callbacks.
         **options: The fields of `TrainConfig`, by name.
 
@@ -89,6 +92,10 @@ def train(
     path = Path(out)
     if path.is_symlink() or not path.name:
         path = path.resolve()
+    if recipe is not None:
+        if resume:
+            raise ValueError(f"recipe is {recipe!r}, but a run is resumed with its own options: leave recipe out")
+        options = {**read_recipe(recipe), **options}
     if resume:
         folder, prepared = _resume(path, data, options)
     else:
