@@ -19,8 +19,8 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 from scalablevit import __version__
-from scalablevit.classification.augmentation import RandomCrop
-from scalablevit.classification.configuration import MAY_CHANGE, NonFinite, Optimizer, Precision, TrainConfig
+from scalablevit.classification.augmentation import ErasingMode, RandomCrop
+from scalablevit.classification.configuration import MAY_CHANGE, Balance, Keep, Log, NonFinite, Precision, TrainConfig
 from scalablevit.classification.faults import TrainingFault
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
@@ -45,6 +45,7 @@ RESUME_HELP = (
     "Go on with the run in that folder from the last state that it saved; give no data, and no options but"
     f" {', '.join(MAY_CHANGE)}."
 )
+LOG_HELP = "Where metrics go beside metrics.csv; more in docs/training.md."
 RECIPE_HELP = (
     f"Options that go together, by a name: {', '.join(recipe_names())}. Those of --config and flags go before them."
 )
@@ -165,9 +166,14 @@ def plain(message: str) -> str:
     name, value = wrong.groups("")
     kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
     kind = "whole numbers" if name in LISTS else "a whole number" if "int" in kinds.get(name, "int") else "a number"
-    allowed = {"optimizer": Optimizer, "precision": Precision, "random_crop": RandomCrop, "non_finite": NonFinite}.get(
-        name
-    )
+    allowed = {
+        "precision": Precision,
+        "random_crop": RandomCrop,
+        "non_finite": NonFinite,
+        "keep": Keep,
+        "erasing_mode": ErasingMode,
+        "balance": Balance,
+    }.get(name)
     if allowed is not None:
         kind = f"one of {', '.join(get_args(allowed))}{nearest_name(value, get_args(allowed))}"
     return f"{name} is {value!r}; it must be {kind}" if value else f"{name} must be {kind}"
@@ -207,7 +213,8 @@ def _add_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dry_run", action="store_true", help="Say what would be trained on what, and stop.")
     parser.add_argument("--recipe", metavar="NAME", help=RECIPE_HELP)
     parser.add_argument("--config", action="config", help="A YAML file with options, for example a run's config.yaml.")
-    parser.add_class_arguments(TrainConfig, nested_key=None, skip=set(LISTS))
+    parser.add_class_arguments(TrainConfig, nested_key=None, skip={*LISTS, "log"})
+    parser.add_argument("--log", nargs="+", choices=get_args(Log), help=LOG_HELP)
     for name, what in LISTS.items():
         parser.add_argument(f"--{name}", type=int, nargs="+", help=what)
 
@@ -218,6 +225,7 @@ def _train(arguments: Namespace) -> None:
     require_extra("train", "pytorch_lightning", "torchmetrics", "matplotlib")
     data, is_resumed = arguments.get("data"), arguments.resume is not None
     usual = TrainConfig()
+    arguments.log = tuple(arguments.log or usual.log)
     options = {
         field.name: arguments[field.name]
         for field in fields(TrainConfig)
@@ -243,6 +251,11 @@ def _train(arguments: Namespace) -> None:
         callbacks=[ProgressDisplay()],
         **options,
     )
+    if result.ended_early:
+        print(
+            f"ended early, after {result.epochs} epochs: {result.epochs - result.best_epoch} were no better than"
+            f" epoch {result.best_epoch}, as many as --patience allows"
+        )
     print(
         f"{result.run}: val {result.scores.headline()}, of epoch {result.best_epoch} of {result.epochs};"
         f" {result.seconds:.0f} s in all. Report: {result.run / 'report' / 'index.html'}"

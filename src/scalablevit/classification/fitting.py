@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from scalablevit.classification.checkpoint_files import read_checkpoint
 from scalablevit.classification.checkpoints import Checkpoints, CheckpointStorage, find_saved_state, restore_best
 from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.experiment_logs import MetricsLogging, open_loggers
 from scalablevit.classification.non_finite import NonFiniteGuard
 from scalablevit.classification.progress import MetricsRecorder
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
@@ -44,7 +45,7 @@ def fit(
     *,
     resume: bool = False,
 ) -> tuple[list[EpochMetrics], int]:
-    """Trains, and leaves the weights of the best epoch in the task.
+    """Trains, and leaves the weights of the best epoch in the task, or, if the options say so, of the last.
 
     Args:
         task: What is trained.
@@ -57,7 +58,7 @@ def fit(
         resume: Whether to go on from the newest state that the folder has a whole checkpoint of.
 
     Returns:
-        The metrics of all epochs, and the best epoch, from 1.
+        The metrics of all epochs, and the epoch whose weights are left, from 1.
 
     Raises:
         ValueError: If the machine has no such accelerator, or not with such a precision, or no checkpoint is whole.
@@ -69,19 +70,22 @@ def fit(
     checkpoints = Checkpoints(folder, recorder, config, stop)
     state = find_saved_state(folder) if resume else None
     if state is not None:
-        checkpoints.first_candidate = restore_best(folder, state)
+        if config.keep == "best":
+            checkpoints.first_candidate = restore_best(folder, state)
         sampler: Any = training.sampler
         sampler.start_at(state.epoch, state.batches * (training.batch_size or 1))
         task.notes = (*task.notes, str(state))
     else:
         folder.write_metrics(())
-    with quiet_lightning(), stop.deferred():
-        trainer = make_trainer(config, [recorder, NonFiniteGuard(folder), checkpoints, *callbacks])
+    first_step = 0 if state is None else int(state.content["global_step"]) + 1
+    with quiet_lightning(), stop.deferred(), open_loggers(config, folder, first_step=first_step) as loggers:
+        logging_rows = MetricsLogging(recorder, loggers)  # before checkpoints, after which a run may end
+        trainer = make_trainer(config, [recorder, logging_rows, NonFiniteGuard(folder), checkpoints, *callbacks])
         with interrupts_as_exceptions(trainer):
             trainer.fit(task, training, validation, ckpt_path=None if state is None else state.file)
-    best = read_checkpoint(folder.best_checkpoint)
-    task.load_state_dict(best["state_dict"])
-    return recorder.rows, int(best["epoch"]) + 1
+    kept = read_checkpoint(folder.best_checkpoint if config.keep == "best" else folder.last_checkpoint)
+    task.load_state_dict(kept["state_dict"])
+    return recorder.rows, int(kept["epoch"]) + 1 if config.keep == "best" else recorder.rows[-1].epoch
 
 
 def make_trainer(config: TrainConfig, callbacks: Sequence[Any]) -> Any:

@@ -10,20 +10,17 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from scalablevit.classification.configuration import LEARNING_RATES, TrainConfig
+from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.data import Batch, UnreadableImages
 from scalablevit.classification.mixing import mix
-from scalablevit.classification.muon import Muon
+from scalablevit.classification.optimisers import make_optimizer
 from scalablevit.classification.randomness import Purpose, generator, torch_seed
 from scalablevit.classification.scores import Scores
 from scalablevit.preprocessing import Preprocessing
 from scalablevit.scalable_vit import ScalableViT
-
-# Of the learning rate, for the parameters that Muon leaves to AdamW.
-MUON_REST = 0.4
 
 
 class ClassificationTask(pl.LightningModule):
@@ -37,6 +34,7 @@ class ClassificationTask(pl.LightningModule):
         unreadable: Where images are noted that cannot be read.
         multi_label: Whether an image may have any number of labels.
         notes: What people are told of the run before it starts, as lines.
+        class_weights: (classes,), factors of the loss; see `balance.class_weights`.
     """
 
     def __init__(
@@ -49,6 +47,7 @@ class ClassificationTask(pl.LightningModule):
         *,
         multi_label: bool = False,
         notes: Sequence[str] = (),
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -58,8 +57,13 @@ class ClassificationTask(pl.LightningModule):
         self.unreadable = unreadable
         self.multi_label = multi_label
         self.notes = tuple(notes)
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)  # the images say them
         self.loss: Tensor | None = None  # of the batch in progress
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+
+        if config.compile:
+            self.model.compile()  # in place, so that the names of its parameters stay
 
     @property
     def trained_model(self) -> ScalableViT:
@@ -72,6 +76,11 @@ class ClassificationTask(pl.LightningModule):
         """How many batches were before, in all epochs."""
         return self.current_epoch * int(self.trainer.num_training_batches) + batch_index
 
+    def on_train_epoch_start(self) -> None:
+        """Keeps a frozen backbone as it is outside training."""
+        if self.config.freeze_backbone:
+            self.model.stages.eval()
+
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Makes what is drawn at random for the batch (drop-path, dropout) depend on its position alone."""
         torch.manual_seed(torch_seed(Purpose.STEP, self.config.seed, self.position(batch_index)))
@@ -82,13 +91,25 @@ class ClassificationTask(pl.LightningModule):
         self.loss = None
         if not len(batch.targets):
             return None
-        images = self.preprocessing.normalise(batch.pixels)
+        images = self._images(batch)
         targets = self._smooth(batch.targets)
         random = generator(Purpose.STEP, self.config.seed, self.position(batch_index))
-        images, targets = mix(images, targets, mixup=self.config.mixup, cutmix=self.config.cutmix, random=random)
+        images, targets = mix(
+            images,
+            targets,
+            mixup=self.config.mixup,
+            cutmix=self.config.cutmix,
+            random=random,
+            probability=self.config.mix_probability,
+            cutmix_share=self.config.cutmix_share,
+        )
         loss = self._loss(self.model(images), targets)
         self.loss = loss.detach()
         return loss
+
+    def _images(self, batch: Batch) -> Tensor:
+        images = self.preprocessing.normalise(batch.pixels)
+        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
 
     def _smooth(self, targets: Tensor) -> Tensor:
         if targets.ndim == 2:
@@ -97,8 +118,8 @@ class ClassificationTask(pl.LightningModule):
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.multi_label:
-            return F.binary_cross_entropy_with_logits(logits, targets)
-        return F.cross_entropy(logits, targets)
+            return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights)
+        return F.cross_entropy(logits, targets, self.class_weights)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Makes the step, and takes the new weights into the average."""
@@ -114,12 +135,12 @@ class ClassificationTask(pl.LightningModule):
         """Notes what the model says of a batch."""
         self.unreadable.add(batch.unreadable)
         if len(batch.targets):
-            self.scores.update(self.trained_model(self.preprocessing.normalise(batch.pixels)), batch.targets)
+            self.scores.update(self.trained_model(self._images(batch)), batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Reports the scores to whoever chooses the best epoch."""
         result = self.scores.result()
-        self.log_dict({"val_loss": result.loss, "val_score": result.score})
+        self.log_dict({"val_loss": result.loss, "val_score": result.score}, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the images that could not be read so far."""
@@ -148,46 +169,6 @@ class ClassificationTask(pl.LightningModule):
 def smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     """Target probabilities (b, classes) of labels (b,), with `smoothing` of each spread evenly over the classes."""
     return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
-
-
-def make_optimizer(model: ScalableViT, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of a run.
-
-    Muon moves the matrices of linear layers. Convolutions, the classifier, norms and biases are left to AdamW, as its
-    author advises, at `MUON_REST` of the learning rate.
-    """
-    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
-    groups = parameter_groups(model, config.weight_decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
-    return Muon(
-        (
-            {**group, "is_matrix": is_matrix, "lr": rate if is_matrix else rate * MUON_REST}
-            for is_matrix, group in split_matrices(groups, model)
-        ),
-        lr=rate,
-    )
-
-
-def parameter_groups(model: ScalableViT, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters in two groups: with weight decay, and, as the model says, without."""
-    spared = model.no_weight_decay()
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in model.named_parameters():
-        groups[name in spared].append(parameter)
-    return [{"params": groups[False], "weight_decay": weight_decay}, {"params": groups[True], "weight_decay": 0.0}]
-
-
-def split_matrices(groups: list[dict[str, Any]], model: ScalableViT) -> list[tuple[bool, dict[str, Any]]]:
-    """Each group in two: the matrices of linear layers but the classifier's (True), and the rest (False)."""
-    classifier = {id(parameter) for parameter in model.get_classifier().parameters()}
-    halves = []
-    for group in groups:
-        for wanted in (True, False):
-            parameters = [p for p in group["params"] if (p.ndim == 2 and id(p) not in classifier) == wanted]
-            if parameters:
-                halves.append((wanted, {**group, "params": parameters}))
-    return halves
 
 
 def schedule(step: int, *, steps: int, warmup_steps: int, final: float) -> float:

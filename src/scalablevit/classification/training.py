@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from scalablevit.classification.balance import class_weights
 from scalablevit.classification.configuration import MAY_CHANGE, TrainConfig
 from scalablevit.classification.csv_files import write_table
 from scalablevit.classification.evaluation import (
@@ -33,14 +34,16 @@ from scalablevit.weights import load_model, read_config, save_model
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a training run came to. The scores are of the saved weights, which are those of the best epoch.
+    """What a training run came to. The scores are of the saved weights.
 
     Args:
         run: The run folder.
-        scores: On the validation images. They chose the best epoch, so these are a little better than on images that
-            nobody has looked at.
-        best_epoch: The epoch, from 1, after which top-1 (or mAP) was highest, and of equals the loss lowest.
+        scores: On the validation images. Where they chose the best epoch, these are a little better than on images
+            that nobody has looked at.
+        best_epoch: The epoch, from 1, whose weights were saved: the one after which top-1 (or mAP) was highest, and of
+            equals the loss lowest; the last one with the option ``keep="last"``.
         epochs: How many epochs were trained.
+        ended_early: Whether these are fewer than the options say, as the `patience` was over.
         seconds: The run took, all included.
     """
 
@@ -49,6 +52,7 @@ class TrainResult:
     best_epoch: int
     epochs: int
     seconds: float
+    ended_early: bool = False
 
 
 def train(
@@ -122,6 +126,7 @@ def train(
         best_epoch=best_epoch,
         epochs=len(rows),
         seconds=time.perf_counter() - started,
+        ended_early=len(rows) < (prepared.config.epochs or 0),
     )
 
 
@@ -210,7 +215,7 @@ def _resume(out: Path, data: str | Path | None, options: dict[str, Any]) -> tupl
 def _fit(
     prepared: Prepared, folder: RunFolder, callbacks: Sequence[Any], stop: StopSignals, *, resume: bool
 ) -> tuple[list[EpochMetrics], int]:
-    """Trains, and saves the weights of the best epoch."""
+    """Trains, and saves the weights."""
     from scalablevit.classification.fitting import fit
     from scalablevit.classification.task import ClassificationTask
 
@@ -224,6 +229,7 @@ def _fit(
         prepared.unreadable,
         multi_label=training.multi_label,
         notes=[*prepared.notes, *map(str, prepared.choices)],
+        class_weights=class_weights(training) if prepared.config.balance == "weights" else None,
     )
     fitted = fit(task, *prepared.loaders, prepared.config, folder, stop, callbacks, resume=resume)
     save_model(
