@@ -34,10 +34,6 @@ MAY_CHANGE = (
     "max_non_finite",
 )
 
-# In steps of so many images.
-LEARNING_RATE_BATCH = 64
-LEARNING_RATES: dict[str, float] = {"muon": 5e-3, "adamw": 1e-3}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

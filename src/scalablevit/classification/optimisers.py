@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from scalablevit.classification.configuration import LEARNING_RATES, TrainConfig
+from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.learning_rates import LEARNING_RATES
 from scalablevit.classification.muon import Muon
 from scalablevit.scalable_vit import ScalableViT
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scalablevit.classification.learning_rates import LEARNING_RATES
 from scalablevit.suggestions import nearest_name
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ def check_range(name: str, value: float, lowest: float, highest: float | None = 
 
 def check_optimizer(name: str) -> None:
     """Raises a ValueError unless the optimiser is ours or one of timm's that a run can use."""
-    from scalablevit.classification.configuration import LEARNING_RATES
-
     if name in LEARNING_RATES:
         return
     from timm.optim import list_optimizers
@@ -53,8 +52,6 @@ def check_together(config: TrainConfig) -> None:
             f"keep is 'last' and patience {config.patience}: with the first, validation images choose nothing, with the"
             " second, when the run ends; leave one of them out"
         )
-    from scalablevit.classification.configuration import LEARNING_RATES
-
     if config.optimizer not in LEARNING_RATES and config.learning_rate is None:
         raise ValueError(
             f"optimizer is {config.optimizer!r}, for which no learning rate is known here: give --learning-rate"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +12,9 @@ from typing import Any
 import torch
 
 from scalablevit.benchmarking.cost import count_parameters, count_saved_bytes
-from scalablevit.classification.configuration import LEARNING_RATE_BATCH, LEARNING_RATES, TrainConfig
+from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.learning_rates import default_learning_rate
 from scalablevit.images import ImageHeader, read_header, read_image
 from scalablevit.scalable_vit import ScalableViT
 
@@ -122,7 +122,11 @@ def decide(config: TrainConfig, seen: Survey, training: LabelledImages) -> tuple
         min(100, max(9 if config.weights is None else 5, round(views / images))),
         f"{images} images to train on{'' if config.weights is None else ', from trained weights'}",
     )
-    rate = choose("learning_rate", *_learning_rate(config, batch_size * config.accumulate))
+    rate = config.learning_rate
+    if rate is None:
+        images_per_step, is_tuned = batch_size * config.accumulate, config.weights is not None
+        default, reason = default_learning_rate(config.optimizer, images_per_step, from_weights=is_tuned)
+        rate = choose("learning_rate", default, reason)
     warmup = choose("warmup_epochs", min(max(1.0, epochs / 20), epochs), f"a part of {epochs} epochs")
     crop = choose("random_crop", "pad" if is_small else "resize", f"images of {min(size)} pixels")
     padding = choose("padding", min(size) // 28, "a 28th of the size")
@@ -148,20 +152,6 @@ def decide(config: TrainConfig, seen: Survey, training: LabelledImages) -> tuple
         ),
         choices,
     )
-
-
-def _learning_rate(config: TrainConfig, batch: int) -> tuple[float | None, str]:
-    if config.learning_rate is not None:
-        return None, ""
-    # Gradients of more images are less noisy, by the square root of their number, and allow steps as much longer
-    # (Malladi et al., arXiv:2205.10287, for Adam).
-    rate = LEARNING_RATES[config.optimizer] * math.sqrt(batch / LEARNING_RATE_BATCH)
-    reason = f"what suits {config.optimizer}"
-    if batch != LEARNING_RATE_BATCH:
-        reason += f" at {LEARNING_RATE_BATCH} images a step, times the square root of {batch}/{LEARNING_RATE_BATCH}"
-    if config.weights is not None:
-        rate, reason = rate / 5, f"{reason}, and a fifth of it from trained weights"
-    return float(f"{rate:.4g}"), reason
 
 
 def _size(shorter_side: int) -> tuple[tuple[int, int], str]:
