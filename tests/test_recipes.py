@@ -44,6 +44,7 @@ def test_the_learning_rate_of_the_authors_belongs_to_their_batch(name):
     config = TrainConfig(**read_recipe(name))
     assert config.learning_rate == pytest.approx(5e-4 * config.batch_size * config.accumulate / 512)
     assert config.learning_rate * config.final_learning_rate == pytest.approx(1e-5)
+    assert config.learning_rate * config.first_learning_rate == pytest.approx(1e-6)
     assert config.drop_path == (0.2 if name == "imagenet-small" else 0.5)
 
 

@@ -14,6 +14,10 @@ from scalablevit.classification.configuration import TrainConfig
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be a number above 0"),
         ({"flip": 1.1}, "flip is 1.1; it must be a number of at least 0 and at most 1"),
         ({"epochs": 2, "warmup_epochs": 3}, "warmup_epochs is 3; it must be a number of at least 0 and at most 2"),
+        (
+            {"first_learning_rate": 1e-6 - 1},
+            "first_learning_rate is -0.999999; it must be a number of at least 0 and at most 1",
+        ),
         ({"smallest_area": 0}, "smallest_area is 0; it must be a number above 0 and at most 1"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0; it must be a number from 0 up to, and without, 1"),
         ({"channels": 4}, r"channels is 4; it must be 1 \(grey\), 3 \(colour\), or left out"),

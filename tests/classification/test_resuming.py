@@ -138,7 +138,13 @@ def test_gradients_that_are_added_up_and_computed_again_do_not_depend_on_interru
 
 PARTS = {
     "muon": {"layer_decay": 0.8, "balance": "sampling", "rand_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4},
-    "sgd": {"learning_rate": 0.01, "balance": "weights", "erasing_mode": "pixel", "keep": "last"},
+    "sgd": {
+        "learning_rate": 0.01,
+        "first_learning_rate": 0.1,
+        "balance": "weights",
+        "erasing_mode": "pixel",
+        "keep": "last",
+    },
 }
 
 

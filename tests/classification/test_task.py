@@ -21,6 +21,12 @@ def test_the_learning_rate_without_warmup_and_of_one_step():
     assert schedule(0, steps=1, warmup_steps=1, final=0.0) == 1.0
 
 
+def test_the_learning_rate_rises_from_where_it_is_told_to():
+    rates = [schedule(step, steps=11, warmup_steps=4, first=0.2, final=0.1) for step in range(11)]
+    assert rates[:5] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+    assert rates[4:] == [schedule(step, steps=11, warmup_steps=4, final=0.1) for step in range(4, 11)]
+
+
 def test_smoothing_spreads_a_part_evenly():
     targets = smooth(torch.tensor([2, 0]), 4, 0.2)
     torch.testing.assert_close(targets, torch.tensor([[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]]))

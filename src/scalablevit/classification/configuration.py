@@ -59,7 +59,9 @@ class TrainConfig:
             Default: 0.005 for Muon, 0.001 for AdamW, times the square root of `batch_size` * `accumulate` / 64; a
             fifth of that from weights.
         final_learning_rate: At the last step, as a fraction of the highest.
-        warmup_epochs: For how many epochs the learning rate rises, from 0. Default: 1, or a twentieth of all.
+        first_learning_rate: Where the warm-up begins, as a fraction of the highest. A fraction, as groups of parameters
+            have learning rates of their own.
+        warmup_epochs: For how many epochs the learning rate rises. Default: 1, or a twentieth of all.
         weight_decay: Per step, as a fraction of the learning rate. Norms, biases and PEG have none.
         layer_decay: Each layer learns so many times as fast as the one above it, for example 0.75 from weights; 1: all
             alike.
@@ -119,6 +121,7 @@ class TrainConfig:
     accumulate: int = 1
     optimizer: str = "muon"
     learning_rate: float | None = None
+    first_learning_rate: float = 0.0
     final_learning_rate: float = 0.01
     warmup_epochs: float | None = None
     weight_decay: float = 0.05
@@ -189,7 +192,15 @@ class TrainConfig:
             check_count(name, getattr(self, name), minimum=0)
         for name in ("label_smoothing", "drop_path", "ema"):
             check_probability(name, getattr(self, name))
-        for name in ("flip", "erasing", "final_learning_rate", "max_unreadable", "cutmix_share", "mix_probability"):
+        for name in (
+            "flip",
+            "erasing",
+            "first_learning_rate",
+            "final_learning_rate",
+            "max_unreadable",
+            "cutmix_share",
+            "mix_probability",
+        ):
             check_range(name, getattr(self, name), 0, 1)
         for name in ("weight_decay", "clip", "color_jitter", "mixup", "cutmix", "checkpoint_every_minutes"):
             check_range(name, getattr(self, name), 0)

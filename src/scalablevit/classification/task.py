@@ -160,6 +160,7 @@ class ClassificationTask(pl.LightningModule):
             schedule,
             steps=steps,
             warmup_steps=round(steps * self.config.warmup_epochs / self.config.epochs),
+            first=self.config.first_learning_rate,
             final=self.config.final_learning_rate,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
@@ -171,7 +172,7 @@ def smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
 
 
-def schedule(step: int, *, steps: int, warmup_steps: int, final: float) -> float:
+def schedule(step: int, *, steps: int, warmup_steps: int, final: float, first: float = 0.0) -> float:
     """The learning rate at a step, as a fraction of the highest.
 
     Args:
@@ -179,8 +180,9 @@ def schedule(step: int, *, steps: int, warmup_steps: int, final: float) -> float
         steps: Of the whole run.
         warmup_steps: For so many the rate rises linearly; 1 is reached at the last of them.
         final: What a cosine falls to at the last step.
+        first: What the rate rises from, one step before the first.
     """
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
+        return first + (1 - first) * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(steps - 1 - warmup_steps, 1)
     return final + (1 - final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
