@@ -164,7 +164,7 @@ def test_each_mistake_is_one_line(own_run, data, tmp_path, capsys):
     assert "epochs is 'many'; it must be a whole number" in refusal(
         capsys, "train", data, "--out", out, "--epochs", "many"
     )
-    assert "must be one of muon, adamw" in refusal(capsys, "train", data, "--out", out, "--optimizer=adam")
+    assert "(did you mean nadam?)" in refusal(capsys, "train", data, "--out", out, "--optimizer=nadamv")
     assert "did you mean --learning-rate?" in refusal(capsys, "train", data, "--out", out, "--lr", "1")
     misspelt = refusal(capsys, "train", data, "--out", out, "--batch-sizes", "1")
     assert "--batch-sizes" in misspelt

@@ -19,11 +19,13 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 from scalablevit import __version__
-from scalablevit.classification.augmentation import RandomCrop
+from scalablevit.classification.augmentation import ErasingMode, RandomCrop
 from scalablevit.classification.configuration import (
     MAY_CHANGE,
+    Balance,
+    Keep,
+    Log,
     NonFinite,
-    Optimizer,
     Precision,
     Strategy,
     TrainConfig,
@@ -32,6 +34,7 @@ from scalablevit.classification.devices import own_rank
 from scalablevit.classification.faults import TrainingFault
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
+from scalablevit.recipes import recipe_file, recipe_names
 from scalablevit.suggestions import nearest_name
 
 DATA_HELP = (
@@ -53,6 +56,10 @@ STOPPED = 75  # "temporary failure, try again" in sysexits.h
 RESUME_HELP = (
     "Go on with the run in that folder from the last state that it saved; give no data, and no options but"
     f" {', '.join(MAY_CHANGE)}."
+)
+LOG_HELP = "Where metrics go beside metrics.csv; more in docs/training.md."
+RECIPE_HELP = (
+    f"Options that go together, by a name: {', '.join(recipe_names())}. Those of --config and flags go before them."
 )
 RUN_HELP = "A run folder, a folder by save_model, or the name of a trained model: fashion."
 
@@ -82,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        arguments = parser.parse_args(given)
+        arguments = parser.parse_args(in_order(given))
         arguments[arguments.verb].flags = {argument[2:].partition("=")[0] for argument in given}
         return VERBS[arguments.verb].run(arguments[arguments.verb]) or 0
     except StoppedBySignal as stopped:
@@ -115,6 +122,22 @@ def with_underscores(argument: str) -> str:
     """An option by its name here: ``--batch-size`` is ``--batch_size``."""
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
+
+
+def in_order(given: Sequence[str]) -> list[str]:
+    """The arguments in the order in which later ones go before: a recipe's file, other configuration files, flags.
+
+    Raises:
+        ValueError: If there is no such recipe.
+    """
+    if given[0] != "train":
+        return list(given)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--recipe")
+    finder.add_argument("--config", action="append", default=[])
+    found, flags = finder.parse_known_args(given[1:])
+    recipe = [] if found.recipe is None else [f"--config={recipe_file(found.recipe)}", f"--recipe={found.recipe}"]
+    return [given[0], *recipe, *(f"--config={file}" for file in found.config), *flags]
 
 
 def with_hyphens(message: str) -> str:
@@ -162,10 +185,12 @@ def plain(message: str) -> str:
     kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
     kind = "whole numbers" if name in LISTS else "a whole number" if "int" in kinds.get(name, "int") else "a number"
     allowed = {
-        "optimizer": Optimizer,
         "precision": Precision,
         "random_crop": RandomCrop,
         "non_finite": NonFinite,
+        "keep": Keep,
+        "erasing_mode": ErasingMode,
+        "balance": Balance,
         "strategy": Strategy,
     }.get(name)
     if allowed is not None:
@@ -206,8 +231,10 @@ def _add_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER", help=RESUME_HELP)
     parser.add_argument("--download", action="store_true", help=DOWNLOAD_HELP)
     parser.add_argument("--dry_run", action="store_true", help="Say what would be trained on what, and stop.")
+    parser.add_argument("--recipe", metavar="NAME", help=RECIPE_HELP)
     parser.add_argument("--config", action="config", help="A YAML file with options, for example a run's config.yaml.")
-    parser.add_class_arguments(TrainConfig, nested_key=None, skip=set(LISTS))
+    parser.add_class_arguments(TrainConfig, nested_key=None, skip={*LISTS, "log"})
+    parser.add_argument("--log", nargs="+", choices=get_args(Log), help=LOG_HELP)
     for name, what in LISTS.items():
         parser.add_argument(f"--{name}", type=int, nargs="+", help=what)
 
@@ -218,6 +245,7 @@ def _train(arguments: Namespace) -> None:
     require_extra("train", "pytorch_lightning", "torchmetrics", "matplotlib")
     data, is_resumed = arguments.get("data"), arguments.resume is not None
     usual = TrainConfig()
+    arguments.log = tuple(arguments.log or usual.log)
     options = {
         field.name: arguments[field.name]
         for field in fields(TrainConfig)
@@ -250,6 +278,11 @@ def _train(arguments: Namespace) -> None:
         return
     if rate := RunFolder(result.run).read_input_rate():
         print(f"last epoch: {InputRate.from_json(rate).sentence()}")
+    if result.ended_early:
+        print(
+            f"ended early, after {result.epochs} epochs: {result.epochs - result.best_epoch} were no better than"
+            f" epoch {result.best_epoch}, as many as --patience allows"
+        )
     print(
         f"{result.run}: val {result.scores.headline()}, of epoch {result.best_epoch} of {result.epochs};"
         f" {result.seconds:.0f} s in all. Report: {result.run / 'report' / 'index.html'}"
@@ -267,8 +300,8 @@ def _download(data: str) -> None:
 
 def _resumed_folder(arguments: Namespace) -> str | None:
     """The folder that ``--resume`` names, or ``--out`` beside it."""
-    if arguments.dry_run or arguments.overwrite:
-        raise ValueError("--resume goes on with what is there: leave --dry-run and --overwrite out")
+    if arguments.dry_run or arguments.overwrite or arguments.recipe:
+        raise ValueError("--resume goes on with what is there: leave --dry-run, --overwrite and --recipe out")
     if arguments.resume and arguments.out not in (None, arguments.resume):
         raise ValueError(f"--resume names the run {arguments.resume}, and --out {arguments.out}: leave --out out")
     return arguments.resume or arguments.out

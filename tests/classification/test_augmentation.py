@@ -91,3 +91,16 @@ def test_erase_changes_one_rectangle_and_not_its_argument():
     box = erased[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     assert 0.015 < box[0].numel() / 400 < 0.36
     assert (box > 0).float().mean() > 0.9  # noise, from 0 to 255
+
+
+def test_erasing_fills_with_the_mean_or_with_a_normal_distribution():
+    preprocessing = Preprocessing(size=(200, 200), channels=3, mean=(0.2, 0.6, 0.4), std=(0.02, 0.1, 0.05))
+    pixels = torch.full((3, 200, 200), 255, dtype=torch.uint8)
+    constant = erase(pixels, np.random.default_rng(0), "const", preprocessing)
+    assert [sorted(set(channel.flatten().tolist())) for channel in constant] == [[51, 255], [153, 255], [102, 255]]
+    normal = erase(pixels, np.random.default_rng(0), "pixel", preprocessing)
+    box = (constant < 255).all(0)
+    assert torch.equal(normal[:, ~box], pixels[:, ~box])  # the same rectangle
+    filled = normal[:, box].double()
+    assert filled.mean(1).tolist() == pytest.approx([51, 153, 102], abs=3)
+    assert filled.std(1).tolist() == pytest.approx([255 * 0.02, 255 * 0.1, 255 * 0.05], rel=0.1)

@@ -47,3 +47,20 @@ def test_nothing_is_done_unless_wanted():
     unchanged = mix(images, targets, mixup=0.0, cutmix=0.0, random=np.random.default_rng(0))
     assert unchanged[0] is images
     assert unchanged[1] is targets
+
+
+def test_probabilities_say_how_often_and_with_which():
+    mixed = {"none": 0, "mixup": 0, "cutmix": 0}
+    for seed in range(400):
+        images, targets = mix(
+            *batch(),
+            mixup=1.0,
+            cutmix=1.0,
+            random=np.random.default_rng(seed),
+            probability=0.5,
+            cutmix_share=0.8,
+        )
+        is_mixup = bool(((images > 0) & (images < 1)).any())
+        mixed["mixup" if is_mixup else "none" if set(targets[:, 0].tolist()) == {0.0, 1.0} else "cutmix"] += 1
+    assert mixed["mixup"] == pytest.approx(40, abs=4 * 6)
+    assert mixed["cutmix"] == pytest.approx(160, abs=4 * 10)

@@ -58,6 +58,18 @@ def test_from_weights_the_network_is_theirs_and_the_steps_are_smaller():
     assert "model" not in choices
 
 
+def test_the_learning_rate_grows_with_the_square_root_of_the_images_in_a_step():
+    config, choices = decided(batch_size=128, accumulate=2)
+    assert config.learning_rate == pytest.approx(0.01)  # four times 64
+    assert str(choices["learning_rate"]) == (
+        "learning_rate 0.01: what suits muon at 64 images a step, times the square root of 256/64"
+    )
+    config, choices = decided(batch_size=16, optimizer="adamw", weights="somewhere")
+    assert config.learning_rate == pytest.approx(1e-4)  # half of 1e-3, and a fifth of that
+    assert "a fifth of it from trained weights" in str(choices["learning_rate"])
+    assert decided(batch_size=16, learning_rate=0.3)[0].learning_rate == 0.3
+
+
 def test_a_survey_looks_at_some_and_passes_over_the_unreadable(data, tmp_path):
     paths = sorted((data / "train").glob("*/*.png"))
     broken = tmp_path / "broken.png"

@@ -136,6 +136,41 @@ def test_gradients_that_are_added_up_and_computed_again_do_not_depend_on_interru
     assert RunFolder(tmp_path / "run").read_config()["grad_checkpointing"] is True
 
 
+PARTS = {
+    "muon": {"layer_decay": 0.8, "balance": "sampling", "rand_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4},
+    "sgd": {
+        "learning_rate": 0.01,
+        "first_learning_rate": 0.1,
+        "balance": "weights",
+        "erasing_mode": "pixel",
+        "keep": "last",
+    },
+}
+
+
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "muon"])
+def test_every_part_goes_on_as_if_nothing_had_been(data, tmp_path, optimizer):
+    options = {**OPTIONS, "cutmix_share": 0.3, "mix_probability": 0.7, "optimizer": optimizer, **PARTS[optimizer]}
+    whole = train(data, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", **options, callbacks=[Signalling(3, 2)])
+    check_equal(whole, train(out=tmp_path / "run", resume=True))
+    assert whole.best_epoch == 4 or options.get("keep") != "last"
+
+
+def test_patience_is_over_after_the_same_epoch_whatever_the_interruptions(data, tmp_path):
+    # Of weights that do not move, the first epoch is the best.
+    options = {**OPTIONS, "ema": 0.0, "learning_rate": 1e-30, "weight_decay": 0.0, "epochs": 9, "patience": 2}
+    result = train(data, tmp_path / "whole", **options)
+    assert (result.epochs, result.best_epoch, result.ended_early) == (3, 1, True)
+    page = (result.run / "report" / "index.html").read_text()
+    assert "3 epochs of 9, ended early by a patience of 2" in page
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", **options, callbacks=[Signalling(3)])
+    assert train(out=tmp_path / "run", resume=True).epochs == 3
+    assert train(out=tmp_path / "run", resume=True).epochs == 3  # and stays so
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signals_of_batch_systems_save_the_state_and_say_so(data, tmp_path, number):
     handler = signal.getsignal(number)

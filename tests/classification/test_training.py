@@ -86,6 +86,28 @@ def test_the_best_epoch_is_saved_and_not_the_last(data, tmp_path):
     assert evaluate(result.run, data).top1 == pytest.approx(rows[result.best_epoch - 1].val_score, rel=1e-5)
 
 
+def test_the_last_epoch_is_saved_where_that_is_wanted(data, tmp_path):
+    # Nothing that follows the first epoch is better, as nothing is learned.
+    result = train(data, tmp_path / "run", **{**TINY, "learning_rate": 1e-12, "erasing": 0.5}, keep="last")
+    folder = RunFolder(result.run)
+    assert (result.best_epoch, result.epochs, result.ended_early) == (2, 2, False)
+    assert not folder.best_checkpoint.exists()
+    last = torch.load(folder.last_checkpoint, weights_only=True)["state_dict"]
+    assert same(weights(result), {name.removeprefix("model."): tensor for name, tensor in last.items()})
+    assert "these images chose nothing" in (folder.report / "index.html").read_text()
+
+
+def test_a_frozen_network_learns_in_its_head_alone(run, data, tmp_path):
+    options = {**TINY, "epochs": 1, "weights": str(run.run), "freeze_backbone": True}
+    result = train(data, tmp_path / "run", **options, drop_path=0.5)
+    # Stochastic depth belongs to training, and what is frozen does not train.
+    assert same(weights(result), weights(train(data, tmp_path / "other", **options)))
+    first, second = weights(run), weights(result)
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed
+    assert all(name.startswith("head.") for name in changed)
+
+
 def test_measures_are_plausible(run):
     for row in RunFolder(run.run).read_metrics():
         assert row.learning_rate > 0
@@ -147,6 +169,45 @@ def test_the_average_of_the_weights_is_what_is_saved(data, tmp_path):
     assert same(saved, {name: checkpoint[f"average.module.{name}"] for name in saved})
     assert not same(saved, {name: checkpoint[f"model.{name}"] for name in saved})
     assert evaluate(result.run, data).top1 == result.scores.top1
+
+
+def test_channels_last_is_a_layout_in_memory_and_nothing_else(run, data, tmp_path):
+    layouts = []
+
+    class Looking(pl.Callback):
+        """Notes the layout of a convolution's weights."""
+
+        def on_fit_start(self, trainer, pl_module):
+            weight = pl_module.model.stages[1].patch_embedding.conv.weight
+            layouts.append(weight.is_contiguous(memory_format=torch.channels_last))
+
+    result = train(data, tmp_path / "run", **TINY, channels_last=True, callbacks=[Looking()])
+    assert layouts == [True]
+    first, second = weights(run), weights(result)
+    assert all(tensor.is_contiguous() for tensor in second.values())
+    assert all(torch.allclose(tensor, second[name], atol=1e-3) for name, tensor in first.items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_compiled_network_trains_goes_on_and_has_the_same_names(data, tmp_path):
+    class Failing(pl.Callback):
+        """Ends a run before its last step."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 1:
+                raise RuntimeError("a defect")
+
+    options = {**TINY, "epochs": 1, "batch_size": 24, "ema": 0.5, "checkpoint_every_steps": 1}
+    plain = train(data, tmp_path / "plain", **options)
+    with pytest.raises(RuntimeError, match="a defect"):
+        train(data, tmp_path / "run", **options, compile=True, callbacks=[Failing()])
+    result = train(out=tmp_path / "run", resume=True)
+    states = [torch.load(RunFolder(each.run).last_checkpoint, weights_only=True) for each in (plain, result)]
+    assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
+    assert states[0]["global_step"] == states[1]["global_step"] == 2
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(result)[name], tensor, atol=1e-2, rtol=0)
 
 
 def test_mistakes_leave_nothing_behind(data, tmp_path):

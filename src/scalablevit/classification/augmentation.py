@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from scalablevit.classification.policies import RandAugment, jitter
 from scalablevit.preprocessing import Preprocessing
 
 RandomCrop = Literal["pad", "resize", "none"]
+ErasingMode = Literal["noise", "pixel", "const"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,10 @@ class Augmentation:
         padding: For ``"pad"``, in pixels.
         smallest_area: For ``"resize"``, the smallest part, as a fraction of the image's area.
         flip: Probability that left and right are exchanged.
-        erasing: Probability that a rectangle is filled with noise.
+        erasing: Probability that a rectangle is filled with something else; see `erase`.
+        erasing_mode: With what.
+        rand_augment: A policy of RandAugment; None for none.
+        color_jitter: How much brightness, contrast and saturation change; see `policies.jitter`.
     """
 
     preprocessing: Preprocessing
@@ -40,6 +46,13 @@ class Augmentation:
     smallest_area: float
     flip: float
     erasing: float
+    erasing_mode: ErasingMode = "noise"
+    rand_augment: str | None = None
+    color_jitter: float = 0.0
+
+    @cached_property
+    def _policy(self) -> RandAugment | None:
+        return None if self.rand_augment is None else RandAugment(self.rand_augment, self.preprocessing)
 
     def __call__(self, image: Image.Image, random: np.random.Generator) -> Tensor:
         """Pixels (c, h, w) of an image."""
@@ -50,8 +63,12 @@ class Augmentation:
             pixels = shift(pixels, *random.integers(-self.padding, self.padding, 2, endpoint=True).tolist())
         if random.random() < self.flip:
             pixels = pixels.flip(-1)
+        if self._policy is not None:
+            pixels = self._policy(pixels, random)
+        if self.color_jitter:
+            pixels = jitter(pixels, self.color_jitter, random)
         if random.random() < self.erasing:
-            pixels = erase(pixels, random)
+            pixels = erase(pixels, random, self.erasing_mode, self.preprocessing)
         return pixels
 
 
@@ -98,14 +115,38 @@ def cut_out(
     return image.resize(size, resampling, box=(left, top, left + width, top + height))
 
 
-def erase(pixels: Tensor, random: np.random.Generator) -> Tensor:
-    """Fills a random rectangle with noise (Zhong et al., arXiv:1708.04896, with its areas and ratios)."""
+def erase(
+    pixels: Tensor,
+    random: np.random.Generator,
+    mode: ErasingMode = "noise",
+    preprocessing: Preprocessing | None = None,
+) -> Tensor:
+    """Fills a random rectangle (Zhong et al., arXiv:1708.04896, with its areas and ratios).
+
+    Args:
+        pixels: (c, h, w).
+        random: Where the randomness comes from.
+        mode: ``"noise"``: each value drawn evenly from 0 to 255. ``"pixel"``: from a normal distribution with the
+            images' mean and deviation, as timm's mode of that name, but cut to 0 to 255. ``"const"``: the images' mean.
+        preprocessing: Says mean and deviation; needed for the last two.
+    """
     channels, height, width = pixels.shape
     box = random_box(height, width, areas=(0.02, 0.33), ratios=(0.3, 3.3), random=random)
     if box is None:
         return pixels
     top, left, box_height, box_width = box
-    noise = random.integers(0, 256, (channels, box_height, box_width), dtype=np.uint8)
+    filling = _filling((channels, box_height, box_width), random, mode, preprocessing)
     pixels = pixels.clone()
-    pixels[:, top : top + box_height, left : left + box_width] = torch.from_numpy(noise)
+    pixels[:, top : top + box_height, left : left + box_width] = torch.from_numpy(filling)
     return pixels
+
+
+def _filling(
+    shape: tuple[int, int, int], random: np.random.Generator, mode: ErasingMode, preprocessing: Preprocessing | None
+) -> np.ndarray:
+    if mode == "noise":
+        return random.integers(0, 256, shape, dtype=np.uint8)
+    assert preprocessing is not None
+    mean, deviation = (np.array(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    values = mean + deviation * random.standard_normal(shape) if mode == "pixel" else np.broadcast_to(mean, shape)
+    return (255 * values).round().clip(0, 255).astype(np.uint8)

@@ -15,6 +15,7 @@ from pytorch_lightning.plugins import CheckpointIO
 
 from scalablevit.classification.checkpoint_files import damage, newest_whole, read_checkpoint, write_checkpoint
 from scalablevit.classification.configuration import TrainConfig
+from scalablevit.classification.early_stopping import is_patience_over
 from scalablevit.classification.faults import how_to_go_on
 from scalablevit.classification.progress import MetricsRecorder, rows_of
 from scalablevit.classification.run_folder import RunFolder, best_row
@@ -84,6 +85,7 @@ class Checkpoints(pl.Callback):
         """Begins to measure, and takes the signals from Lightning, which would end the run without saving."""
         self.stop.take_over()
         self._note_saved(trainer)
+        self._end_early(trainer)  # where the run that is resumed had ended so
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Saves the state if it is time to, but for the last batch of an epoch, after which the epoch's is saved."""
@@ -109,9 +111,10 @@ class Checkpoints(pl.Callback):
         self.epoch, self.batches = trainer.current_epoch + 1, 0
         self.save(trainer)
         candidates = self.recorder.rows[self.first_candidate - 1 :]
-        if best_row(candidates) is candidates[-1]:
+        if self.config.keep == "best" and best_row(candidates) is candidates[-1]:
             trainer.save_checkpoint(self.folder.best_checkpoint, weights_only=True)
         self._agree_to_stop(pl_module)
+        self._end_early(trainer)
         self.stop.check(self._where(trainer))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -130,6 +133,10 @@ class Checkpoints(pl.Callback):
         """Has all processes stop if one of them is to."""
         received = task.processes.largest(self.stop.received or 0, task.device)
         self.stop.received = signal.Signals(received) if received else None
+
+    def _end_early(self, trainer: Any) -> None:
+        if is_patience_over(self.recorder.rows, self.config.patience):
+            trainer.should_stop = True
 
     def _is_due(self, trainer: Any) -> bool:
         steps, minutes = self.config.checkpoint_every_steps, self.config.checkpoint_every_minutes

@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from scalablevit.classification.augmentation import RandomCrop
+from scalablevit.classification.augmentation import ErasingMode, RandomCrop
+from scalablevit.classification.option_checks import check_choice, check_optimizer, check_range, check_together
+from scalablevit.classification.policies import check_policy
 from scalablevit.configuration import check_count, check_probability
-from scalablevit.suggestions import nearest_name
 from scalablevit.variants import VARIANTS
 
-Optimizer = Literal["muon", "adamw"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 NonFinite = Literal["stop", "skip"]
+Keep = Literal["best", "last"]
+Balance = Literal["none", "weights", "sampling"]
+Log = Literal["tensorboard", "wandb"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 
 # Options that a run may be resumed with other values of: its weights are the same whatever they are, but for rounding
-# on other or more devices, and for steps that would have ended it.
+# on other or more devices or compiled, and for steps that would have ended it.
 MAY_CHANGE = (
     "accelerator",
     "devices",
@@ -26,13 +29,14 @@ MAY_CHANGE = (
     "memory_mb",
     "max_unreadable",
     "grad_checkpointing",
+    "compile",
+    "channels_last",
+    "log",
     "checkpoint_every_steps",
     "checkpoint_every_minutes",
     "non_finite",
     "max_non_finite",
 )
-
-LEARNING_RATES: dict[str, float] = {"muon": 5e-3, "adamw": 1e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +63,19 @@ class TrainConfig:
         batch_size: Images per step, or, with `accumulate`, per part of a step, of all devices together. Default: 64,
             less for few images.
         accumulate: Batches whose gradients are added up for a step; more of them, and smaller, need less memory.
-        optimizer: "muon" learns faster; "adamw" is what the paper's authors used.
+        optimizer: "muon" learns faster; "adamw" is what the paper's authors used. Or another of timm's, by its name,
+            such as "sgd" or "lamb", with a `learning_rate`.
         learning_rate: The highest of the run; it is reached after the warm-up, and falls along a cosine from then on.
-            Default: 0.005 for Muon, 0.001 for AdamW; a fifth of that from weights.
+            Default: 0.005 for Muon, 0.001 for AdamW, times the square root of `batch_size` * `accumulate` / 64; a
+            fifth of that from weights.
         final_learning_rate: At the last step, as a fraction of the highest.
-        warmup_epochs: For how many epochs the learning rate rises, from 0. Default: 1, or a twentieth of all.
+        first_learning_rate: Where the warm-up begins, as a fraction of the highest. A fraction, as groups of parameters
+            have learning rates of their own.
+        warmup_epochs: For how many epochs the learning rate rises. Default: 1, or a twentieth of all.
         weight_decay: Per step, as a fraction of the learning rate. Norms, biases and PEG have none.
+        layer_decay: Each layer learns so many times as fast as the one above it, for example 0.75 from weights; 1: all
+            alike.
+        freeze_backbone: Whether the head alone learns, and all else stays as the weights have it.
         clip: The norm of all gradients together is cut to this; 0 for no limit.
         label_smoothing: How much of each label is spread evenly over the classes.
         drop_path: Rate of stochastic depth of the last attention block.
@@ -73,11 +84,21 @@ class TrainConfig:
         padding: For the random crop "pad", in pixels. Default: a 28th of the size.
         smallest_area: For the random crop "resize", the smallest part, as a fraction of the image's area.
         flip: Probability that left and right are exchanged.
-        erasing: Probability that a rectangle of the image is filled with noise.
+        rand_augment: A policy of RandAugment in timm's notation, for example rand-m9-mstd0.5-inc1; "none" for none.
+        color_jitter: Brightness, contrast and saturation change by up to this part of them; 0 for not at all.
+        erasing: Probability that a rectangle of the image is filled with something else.
+        erasing_mode: With what: "noise", evenly from black to white; "pixel", a normal distribution with the images'
+            mean and deviation; "const", their mean.
         mixup: Images are mixed in pairs, with a weight from the Beta distribution with this parameter; 0 for never.
         cutmix: Rectangles are exchanged in pairs, of an area from the Beta distribution with this parameter; 0 for
             never. With mixup too, each step draws one of both.
+        cutmix_share: The probability that it is CutMix then.
+        mix_probability: In so many of the steps images are mixed at all.
+        balance: For classes of unequal size: "weights" weighs their losses, "sampling" shows images of each class as
+            often.
         ema: Decay per step of an average of the weights, which is evaluated and saved in their place; 0 for none.
+        keep: Which weights are saved at the end: those of the "best" epoch by the validation images, or of the "last".
+        patience: After so many epochs that were no better than the best before, the run ends; 0 for never.
         seed: Of all that is random.
         accelerator: Where to train: "auto", "cpu", "gpu", "mps", or another that Lightning knows.
         devices: How many to train on, on each machine; "auto" for all. Default: one, or as many as torchrun or srun
@@ -91,6 +112,9 @@ class TrainConfig:
         memory_mb: Images that take up to so many megabytes when decoded are kept in memory.
         max_unreadable: The fraction of the images that may be unreadable. They are skipped, and listed in the report.
         grad_checkpointing: Whether activations are computed again on the way back instead of kept: less memory, longer.
+        compile: Whether the network is compiled for the machine (`torch.compile`): some minutes at first, faster then.
+        channels_last: Whether images and the weights of convolutions lie in memory with their channels last.
+        log: Where metrics go beside metrics.csv: "tensorboard", "wandb" (Weights & Biases), or both.
         checkpoint_every_steps: After so many steps the state is saved, as it is after each epoch; 0 for no such limit.
         checkpoint_every_minutes: After so many minutes it is saved; 0 for no such limit.
         non_finite: Where the loss or a gradient is no finite number, "stop" ends the run, "skip" leaves the step out.
@@ -113,11 +137,14 @@ class TrainConfig:
     epochs: int | None = None
     batch_size: int | None = None
     accumulate: int = 1
-    optimizer: Optimizer = "muon"
+    optimizer: str = "muon"
     learning_rate: float | None = None
+    first_learning_rate: float = 0.0
     final_learning_rate: float = 0.01
     warmup_epochs: float | None = None
     weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    freeze_backbone: bool = False
     clip: float = 1.0
     label_smoothing: float = 0.1
     drop_path: float = 0.0
@@ -125,10 +152,18 @@ class TrainConfig:
     padding: int | None = None
     smallest_area: float = 0.35
     flip: float = 0.5
+    rand_augment: str = "none"
+    color_jitter: float = 0.0
     erasing: float = 0.0
+    erasing_mode: ErasingMode = "noise"
     mixup: float = 0.0
     cutmix: float = 0.0
+    cutmix_share: float = 0.5
+    mix_probability: float = 1.0
+    balance: Balance = "none"
     ema: float = 0.0
+    keep: Keep = "best"
+    patience: int = 0
     seed: int = 0
     accelerator: str = "auto"
     devices: int | Literal["auto"] | None = None
@@ -139,6 +174,9 @@ class TrainConfig:
     memory_mb: int = 1024
     max_unreadable: float = 0.01
     grad_checkpointing: bool = False
+    compile: bool = False
+    channels_last: bool = False
+    log: tuple[str, ...] = ()
     checkpoint_every_steps: int = 0
     checkpoint_every_minutes: float = 10.0
     non_finite: NonFinite = "stop"
@@ -149,8 +187,11 @@ class TrainConfig:
         size, heads, windows = (_as_tuple(getattr(self, name)) for name in ("size", "heads", "window_size"))
         object.__setattr__(self, "size", size * 2 if size is not None and len(size) == 1 else size)
         object.__setattr__(self, "heads", heads)
+        object.__setattr__(self, "log", _as_tuple(self.log) or ())
+        for log in self.log:
+            check_choice("log", log, get_args(Log))
         object.__setattr__(self, "window_size", windows)
-        check_choice("optimizer", self.optimizer, get_args(Optimizer))
+        check_optimizer(self.optimizer)
         check_choice("precision", self.precision, get_args(Precision))
         check_choice("strategy", self.strategy, get_args(Strategy))
         if self.devices is not None and self.devices != "auto":
@@ -158,7 +199,13 @@ class TrainConfig:
         if self.nodes is not None:
             check_count("nodes", self.nodes)
         check_choice("non_finite", self.non_finite, get_args(NonFinite))
-        check_choice("grad_checkpointing", self.grad_checkpointing, (False, True))
+        check_choice("keep", self.keep, get_args(Keep))
+        check_choice("erasing_mode", self.erasing_mode, get_args(ErasingMode))
+        check_choice("balance", self.balance, get_args(Balance))
+        if self.rand_augment != "none":
+            check_policy(self.rand_augment)
+        for name in ("grad_checkpointing", "freeze_backbone", "compile", "channels_last"):
+            check_choice(name, getattr(self, name), (False, True))
         if self.model is not None:
             check_choice("model", self.model, tuple(VARIANTS))
         if self.random_crop is not None:
@@ -167,19 +214,28 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), minimum=minimum)
         check_count("accumulate", self.accumulate)
-        for name in ("seed", "memory_mb", "checkpoint_every_steps", "max_non_finite"):
+        for name in ("seed", "memory_mb", "checkpoint_every_steps", "max_non_finite", "patience"):
             check_count(name, getattr(self, name), minimum=0)
         for name in ("label_smoothing", "drop_path", "ema"):
             check_probability(name, getattr(self, name))
-        for name in ("flip", "erasing", "final_learning_rate", "max_unreadable"):
+        for name in (
+            "flip",
+            "erasing",
+            "first_learning_rate",
+            "final_learning_rate",
+            "max_unreadable",
+            "cutmix_share",
+            "mix_probability",
+        ):
             check_range(name, getattr(self, name), 0, 1)
-        for name in ("weight_decay", "clip", "mixup", "cutmix", "checkpoint_every_minutes"):
+        for name in ("weight_decay", "clip", "color_jitter", "mixup", "cutmix", "checkpoint_every_minutes"):
             check_range(name, getattr(self, name), 0)
         if self.learning_rate is not None:
             check_range("learning_rate", self.learning_rate, 0, above=True)
         if self.warmup_epochs is not None:
             check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
-        check_range("smallest_area", self.smallest_area, 0, 1, above=True)
+        for name in ("smallest_area", "layer_decay"):
+            check_range(name, getattr(self, name), 0, 1, above=True)
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction is {self.val_fraction!r}; it must lie between 0 and 1, for example 0.2")
         if self.size is not None:
@@ -193,25 +249,8 @@ class TrainConfig:
                 raise ValueError(f"padding is {self.padding}; it must be smaller than the size, {min(self.size)}")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels is {self.channels!r}; it must be 1 (grey), 3 (colour), or left out")
+        check_together(self)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...] | None:
     return None if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises a ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        hint = nearest_name(str(value), map(str, allowed))
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}{hint}")
-
-
-def check_range(name: str, value: float, lowest: float, highest: float | None = None, *, above: bool = False) -> None:
-    """Raises a ValueError unless `value` is a number from `lowest`, or `above` it, up to `highest`."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and (value > lowest or (value == lowest and not above)) and (highest is None or value <= highest):
-        return
-    low = f"above {lowest}" if above else f"of at least {lowest}"
-    raise ValueError(
-        f"{name} is {value!r}; it must be a number {low}{'' if highest is None else f' and at most {highest}'}"
-    )

@@ -135,7 +135,10 @@ class DecodedImages:
 
 
 class TrainingSet(Dataset[Sample]):
-    """Augmented samples. An item is asked for by (epoch, index), which say all that its randomness depends on."""
+    """Augmented samples. An item is asked for by (epoch, index), which say all that its randomness depends on.
+
+    Where an index comes several times in an epoch, a third number says how often it came before.
+    """
 
     def __init__(
         self, decoded: DecodedImages, images: LabelledImages, augmentation: Augmentation, *, seed: int
@@ -148,12 +151,12 @@ class TrainingSet(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, position: tuple[int, int]) -> Sample:
-        epoch, index = position
+    def __getitem__(self, position: tuple[int, ...]) -> Sample:
+        epoch, index, *repeat = position
         image = self.decoded[index]
         if isinstance(image, Unreadable):
             return image
-        random = generator(Purpose.AUGMENTATION, self.seed, epoch, index)
+        random = generator(Purpose.AUGMENTATION, self.seed, epoch, index, *repeat)
         return self.augmentation(image, random), self.targets[index]
 
 
@@ -193,6 +196,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
         self._start = (epoch, position)
 
+    def first_of(self, epoch: int) -> int:
+        """How many indices of an epoch have been given already, where the run goes on within it."""
+        return self._start[1] if self._start[0] == epoch else 0
+
     def order(self, epoch: int) -> list[int]:
         """All indices, in the order of an epoch."""
         return generator(Purpose.ORDER, self.seed, epoch).permutation(self.count).tolist()
@@ -202,8 +209,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
-        first = self._start[1] if self._start[0] == epoch else 0
-        return ((epoch, index) for index in self.order(epoch)[first:])
+        return ((epoch, index) for index in self.order(epoch)[self.first_of(epoch) :])
 
 
 class BatchParts(BatchSampler):

@@ -190,6 +190,7 @@ def write_run_report(
         metrics=metrics,
         facts=facts,
         skipped=skipped,
+        is_last_kept=bool(metrics) and folder.read_config().get("keep") == "last",
     )
 
 
@@ -205,7 +206,10 @@ def facts_of(config: Mapping[str, Any], result: AnyResult, folder: RunFolder) ->
     if folder.metrics_file.is_file():
         rows = folder.read_metrics()
         speed = sum(row.images_per_second for row in rows) / max(len(rows), 1)
-        facts["training"] = f"{len(rows)} epochs, {speed:.0f} images/s, {sum(row.seconds for row in rows):.0f} s"
+        options = folder.read_config()
+        planned = options.get("epochs") or len(rows)
+        early = f" of {planned}, ended early by a patience of {options['patience']}" if len(rows) < planned else ""
+        facts["training"] = f"{len(rows)} epochs{early}, {speed:.0f} images/s, {sum(row.seconds for row in rows):.0f} s"
     if rate := folder.read_input_rate():
         facts["input"] = InputRate.from_json(rate).sentence()
     facts.update({name: str(value) for name, value in folder.read_versions().items() if value is not None})

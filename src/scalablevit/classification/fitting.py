@@ -7,7 +7,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,6 +18,7 @@ from scalablevit.classification.checkpoint_files import read_checkpoint
 from scalablevit.classification.checkpoints import Checkpoints, CheckpointStorage, find_saved_state, restore_best
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.devices import Processes, make_environment, make_strategy
+from scalablevit.classification.experiment_logs import MetricsLogging, open_loggers
 from scalablevit.classification.non_finite import NonFiniteGuard
 from scalablevit.classification.progress import InputRateRecorder, MetricsRecorder
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder, best_row
@@ -49,7 +50,8 @@ def fit(
     *,
     resume: bool = False,
 ) -> tuple[list[EpochMetrics], int]:
-    """Trains, and leaves the weights of the best epoch in the task, in that of the first process.
+    """Trains, and leaves the weights of the best epoch, or, if the options say so, of the last in the task, in that of
+    the first process.
 
     Args:
         task: What is trained.
@@ -62,7 +64,7 @@ def fit(
         resume: Whether to go on from the newest state that the folder has a whole checkpoint of.
 
     Returns:
-        The metrics of all epochs, and the best epoch, from 1.
+        The metrics of all epochs, and the epoch whose weights are left, from 1.
 
     Raises:
         ValueError: If the machine has no such accelerator, or not with such a precision, or no checkpoint is whole.
@@ -75,22 +77,28 @@ def fit(
     checkpoints = Checkpoints(folder, recorder, config, stop)
     state = find_saved_state(folder) if resume else None
     if state is not None:
-        checkpoints.first_candidate = restore_best(folder, state, write=processes.is_first)
+        if config.keep == "best":
+            checkpoints.first_candidate = restore_best(folder, state, write=processes.is_first)
         batches: Any = training.batch_sampler
         batches.sampler.start_at(state.epoch, state.batches * batches.batch_size)
         task.notes = (*task.notes, str(state))
     elif processes.is_first:
         folder.write_metrics(())
-    with quiet_lightning(), stop.deferred():
-        own = [recorder, InputRateRecorder(folder), NonFiniteGuard(folder), checkpoints]
+    first_step = 0 if state is None else int(state.content["global_step"]) + 1
+    opened = open_loggers(config, folder, first_step=first_step) if processes.is_first else nullcontext([])
+    with quiet_lightning(), stop.deferred(), opened as loggers:
+        logging_rows = MetricsLogging(recorder, loggers)  # before checkpoints, after which a run may end
+        own = [recorder, logging_rows, InputRateRecorder(folder), NonFiniteGuard(folder), checkpoints]
         trainer = make_trainer(config, folder, [*own, *callbacks], processes)
         with interrupts_as_exceptions(trainer):
             trainer.fit(task, training, validation, ckpt_path=None if state is None else state.file)
-    best_epoch = best_row(recorder.rows[checkpoints.first_candidate - 1 :] or recorder.rows).epoch
+    candidates = recorder.rows[checkpoints.first_candidate - 1 :] or recorder.rows
+    kept_epoch = best_row(candidates).epoch if config.keep == "best" else recorder.rows[-1].epoch
     if processes.is_first:
         task.model = whole  # fsdp has cut the other into pieces
-        task.load_state_dict(read_checkpoint(folder.best_checkpoint)["state_dict"])
-    return recorder.rows, best_epoch
+        file = folder.best_checkpoint if config.keep == "best" else folder.last_checkpoint
+        task.load_state_dict(read_checkpoint(file)["state_dict"])
+    return recorder.rows, kept_epoch
 
 
 def make_trainer(config: TrainConfig, folder: RunFolder, callbacks: Sequence[Any], processes: Processes) -> Any:

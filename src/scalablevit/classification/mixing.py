@@ -13,7 +13,14 @@ from torch import Tensor
 
 
 def mix(
-    images: Tensor, targets: Tensor, *, mixup: float, cutmix: float, random: np.random.Generator
+    images: Tensor,
+    targets: Tensor,
+    *,
+    mixup: float,
+    cutmix: float,
+    random: np.random.Generator,
+    probability: float = 1.0,
+    cutmix_share: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """Mixes each image of a batch with another of the same batch, and their targets in the same proportion.
 
@@ -26,11 +33,13 @@ def mix(
         mixup: Parameter of the Beta distribution of Mixup's weight; 0 for never.
         cutmix: Parameter of the Beta distribution of CutMix's area; 0 for never.
         random: Where the randomness comes from.
+        probability: That the batch is mixed at all.
+        cutmix_share: Where both are wanted, the probability that it is CutMix.
     """
-    if not (mixup or cutmix):
+    if not (mixup or cutmix) or (probability < 1 and random.random() >= probability):
         return images, targets
     order = torch.from_numpy(random.permutation(len(images))).to(images.device)
-    if cutmix and not (mixup and random.random() < 0.5):
+    if cutmix and not (mixup and random.random() < 1 - cutmix_share):
         top, bottom, left, right = _rectangle(images.shape[2], images.shape[3], random.beta(cutmix, cutmix), random)
         mixed = images.clone()
         mixed[:, :, top:bottom, left:right] = images[order, :, top:bottom, left:right]

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from scalablevit.benchmarking.cost import count_parameters, count_saved_bytes
-from scalablevit.classification.configuration import LEARNING_RATES, TrainConfig
+from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.learning_rates import default_learning_rate
 from scalablevit.images import ImageHeader, ImagePlace, read_header, read_image
 from scalablevit.scalable_vit import ScalableViT
 
@@ -120,12 +121,11 @@ def decide(config: TrainConfig, seen: Survey, training: LabelledImages) -> tuple
         min(100, max(9 if config.weights is None else 5, round(views / images))),
         f"{images} images to train on{'' if config.weights is None else ', from trained weights'}",
     )
-    scale = 1.0 if config.weights is None else 0.2
-    rate = choose(
-        "learning_rate",
-        LEARNING_RATES[config.optimizer] * scale,
-        f"what suits {config.optimizer}{'' if scale == 1 else ' from trained weights'}",
-    )
+    rate = config.learning_rate
+    if rate is None:
+        images_per_step, is_tuned = batch_size * config.accumulate, config.weights is not None
+        default, reason = default_learning_rate(config.optimizer, images_per_step, from_weights=is_tuned)
+        rate = choose("learning_rate", default, reason)
     warmup = choose("warmup_epochs", min(max(1.0, epochs / 20), epochs), f"a part of {epochs} epochs")
     crop = choose("random_crop", "pad" if is_small else "resize", f"images of {min(size)} pixels")
     padding = choose("padding", min(size) // 28, "a 28th of the size")

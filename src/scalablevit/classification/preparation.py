@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from scalablevit.benchmarking.cost import count_macs, count_parameters
 from scalablevit.classification.augmentation import Augmentation, RandomCrop
+from scalablevit.classification.balance import BalancedSampler, describe_balance
 from scalablevit.classification.class_folders import OTHER_IMAGE_SUFFIXES
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.data import (
@@ -29,6 +30,8 @@ from scalablevit.classification.devices import Processes, find_processes
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.initial_weights import InitialWeights, build_from, load_into, read_initial_weights
 from scalablevit.classification.input_rate import TimedLoader, measure_reading
+from scalablevit.classification.machine_checks import check_machine
+from scalablevit.classification.optimisers import freeze_backbone
 from scalablevit.classification.planning import Choice, Plan, count_steps, decide, estimate_memory_mb, survey
 from scalablevit.classification.sources import Parts, TrainingData, find_training_data, left_out_files
 from scalablevit.classification.stopping import shield_worker
@@ -75,7 +78,11 @@ class Prepared:
             model = build_from(self.initial, classes, config.channels, drop_path=config.drop_path)
         if self.initial is not None:
             self.notes += load_into(model, self.initial, classes)
+        if config.freeze_backbone:
+            freeze_backbone(model)
         model.set_grad_checkpointing(config.grad_checkpointing)
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
 
     @cached_property
@@ -96,7 +103,7 @@ class Prepared:
             "worker_init_fn": shield_worker,
         }
         train_batches = BatchParts(
-            EpochSampler(len(data.training), seed=config.seed),
+            self._sampler(),
             config.batch_size,
             # A last, smaller batch would weigh its images more than others; each epoch leaves out other images.
             drop_last=len(data.training) >= config.batch_size,
@@ -151,6 +158,11 @@ class Prepared:
         assert self.config.random_crop is not None
         return side_needed(self.config.size, self.config.random_crop, self.config.smallest_area)
 
+    def _sampler(self) -> EpochSampler:
+        if self.config.balance == "sampling":
+            return BalancedSampler(self.data.training, seed=self.config.seed)
+        return EpochSampler(len(self.data.training), seed=self.config.seed)
+
     def _augmentation(self) -> Augmentation:
         config = self.config
         assert config.random_crop is not None
@@ -161,6 +173,9 @@ class Prepared:
             smallest_area=config.smallest_area,
             flip=config.flip,
             erasing=config.erasing,
+            erasing_mode=config.erasing_mode,
+            rand_augment=None if config.rand_augment == "none" else config.rand_augment,
+            color_jitter=config.color_jitter,
         )
 
 
@@ -181,6 +196,7 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
     Raises:
         ValueError: If the data are not as they must be, or the weights are none that can be started from.
     """
+    check_machine(config)
     initial = None
     if config.weights is not None:
         initial = read_initial_weights(config.weights, heads=config.heads, window_size=config.window_size)
@@ -205,7 +221,7 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
         initial=initial,
         unreadable=UnreadableImages(total, config.max_unreadable),
         processes=find_processes(config),
-        notes=_notes(found, left_out_files(data)),
+        notes=[*_notes(found, left_out_files(data)), *describe_balance(found.training, config.balance)],
     )
 
 

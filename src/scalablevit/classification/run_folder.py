@@ -99,6 +99,11 @@ class RunFolder:
         return self.path / "non_finite"
 
     @property
+    def wandb_id_file(self) -> Path:
+        """Under which Weights & Biases knows the run, for when it is resumed."""
+        return self.path / "wandb-id.txt"
+
+    @property
     def split_file(self) -> Path:
         """Which images were trained on, and which kept for validation, where that was drawn."""
         return self.path / "split.csv"

@@ -10,22 +10,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalablevit.benchmarking.cost import count_parameters
-from scalablevit.classification.configuration import LEARNING_RATES, TrainConfig
+from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.data import Batch, UnreadableImages
 from scalablevit.classification.devices import Processes
 from scalablevit.classification.mixing import mix
-from scalablevit.classification.muon import Muon
+from scalablevit.classification.optimisers import make_optimizer
 from scalablevit.classification.randomness import Purpose, generator, torch_seed
 from scalablevit.classification.scores import Scores
 from scalablevit.preprocessing import Preprocessing
 from scalablevit.scalable_vit import ScalableViT
-
-# Of the learning rate, for the parameters that Muon leaves to AdamW.
-MUON_REST = 0.4
 
 
 class ClassificationTask(pl.LightningModule):
@@ -40,6 +37,7 @@ class ClassificationTask(pl.LightningModule):
         multi_label: Whether an image may have any number of labels.
         notes: What people are told of the run before it starts, as lines.
         processes: Those that train.
+        class_weights: (classes,), factors of the loss; see `balance.class_weights`.
     """
 
     def __init__(
@@ -53,6 +51,7 @@ class ClassificationTask(pl.LightningModule):
         multi_label: bool = False,
         notes: Sequence[str] = (),
         processes: Processes | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -63,6 +62,8 @@ class ClassificationTask(pl.LightningModule):
         self.multi_label = multi_label
         self.notes = tuple(notes)
         self.processes = processes or Processes()
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)  # the images say them
         self.loss: Tensor | None = None  # of the batch in progress, of all processes
         self.images = 0  # in it
         self.parameter_count = count_parameters(model)  # fsdp leaves each process a part of them
@@ -70,6 +71,9 @@ class ClassificationTask(pl.LightningModule):
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         if self.average is not None:
             self.average.requires_grad_(False)  # DDP would wait for its gradients
+
+        if config.compile:
+            self.model.compile()  # in place, so that the names of its parameters stay
 
     @property
     def trained_model(self) -> ScalableViT:
@@ -81,6 +85,11 @@ class ClassificationTask(pl.LightningModule):
     def position(self, batch_index: int) -> int:
         """How many batches were before, in all epochs."""
         return self.current_epoch * int(self.trainer.num_training_batches) + batch_index
+
+    def on_train_epoch_start(self) -> None:
+        """Keeps a frozen backbone as it is outside training."""
+        if self.config.freeze_backbone:
+            self.model.stages.eval()
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Makes what is drawn at random for the batch (drop-path, dropout) depend on its position and part alone."""
@@ -108,11 +117,21 @@ class ClassificationTask(pl.LightningModule):
         return 0.0 * self.model(torch.zeros(1, self.model.in_chans, 1, 1, device=self.device)).sum()
 
     def _loss_of(self, batch: Batch, batch_index: int) -> Tensor:
-        images = self.preprocessing.normalise(batch.pixels)
-        targets = self._smooth(batch.targets)
         random = generator(Purpose.STEP, self.config.seed, self.position(batch_index))
-        images, targets = mix(images, targets, mixup=self.config.mixup, cutmix=self.config.cutmix, random=random)
+        images, targets = mix(
+            self._images(batch),
+            self._smooth(batch.targets),
+            mixup=self.config.mixup,
+            cutmix=self.config.cutmix,
+            random=random,
+            probability=self.config.mix_probability,
+            cutmix_share=self.config.cutmix_share,
+        )
         return self._loss(self.model(images), targets)
+
+    def _images(self, batch: Batch) -> Tensor:
+        images = self.preprocessing.normalise(batch.pixels)
+        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
 
     def _smooth(self, targets: Tensor) -> Tensor:
         if targets.ndim == 2:
@@ -121,8 +140,8 @@ class ClassificationTask(pl.LightningModule):
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.multi_label:
-            return F.binary_cross_entropy_with_logits(logits, targets)
-        return F.cross_entropy(logits, targets)
+            return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights)
+        return F.cross_entropy(logits, targets, self.class_weights)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Makes the step, and takes the new weights into the average."""
@@ -138,14 +157,14 @@ class ClassificationTask(pl.LightningModule):
         """Notes what the model says of a batch."""
         self.unreadable.add(batch.unreadable)
         if len(batch.targets):
-            self.scores.update(self.trained_model(self.preprocessing.normalise(batch.pixels)), batch.targets)
+            self.scores.update(self.trained_model(self._images(batch)), batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Reports the scores of all processes to whoever chooses the best epoch."""
         scores = Scores(self.scores.classes)
         scores.merge(self.processes.gather(self.scores))
         result = scores.result()
-        self.log_dict({"val_loss": result.loss, "val_score": result.score})
+        self.log_dict({"val_loss": result.loss, "val_score": result.score}, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the images that could not be read so far, by any of the processes."""
@@ -184,6 +203,7 @@ class ClassificationTask(pl.LightningModule):
             schedule,
             steps=steps,
             warmup_steps=round(steps * self.config.warmup_epochs / self.config.epochs),
+            first=self.config.first_learning_rate,
             final=self.config.final_learning_rate,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
@@ -195,47 +215,7 @@ def smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
 
 
-def make_optimizer(model: ScalableViT, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of a run.
-
-    Muon moves the matrices of linear layers. Convolutions, the classifier, norms and biases are left to AdamW, as its
-    author advises, at `MUON_REST` of the learning rate.
-    """
-    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
-    groups = parameter_groups(model, config.weight_decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
-    return Muon(
-        (
-            {**group, "is_matrix": is_matrix, "lr": rate if is_matrix else rate * MUON_REST}
-            for is_matrix, group in split_matrices(groups, model)
-        ),
-        lr=rate,
-    )
-
-
-def parameter_groups(model: ScalableViT, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters in two groups: with weight decay, and, as the model says, without."""
-    spared = model.no_weight_decay()
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in model.named_parameters():
-        groups[name in spared].append(parameter)
-    return [{"params": groups[False], "weight_decay": weight_decay}, {"params": groups[True], "weight_decay": 0.0}]
-
-
-def split_matrices(groups: list[dict[str, Any]], model: ScalableViT) -> list[tuple[bool, dict[str, Any]]]:
-    """Each group in two: the matrices of linear layers but the classifier's (True), and the rest (False)."""
-    classifier = {id(parameter) for parameter in model.get_classifier().parameters()}
-    halves = []
-    for group in groups:
-        for wanted in (True, False):
-            parameters = [p for p in group["params"] if (p.ndim == 2 and id(p) not in classifier) == wanted]
-            if parameters:
-                halves.append((wanted, {**group, "params": parameters}))
-    return halves
-
-
-def schedule(step: int, *, steps: int, warmup_steps: int, final: float) -> float:
+def schedule(step: int, *, steps: int, warmup_steps: int, final: float, first: float = 0.0) -> float:
     """The learning rate at a step, as a fraction of the highest.
 
     Args:
@@ -243,8 +223,9 @@ def schedule(step: int, *, steps: int, warmup_steps: int, final: float) -> float
         steps: Of the whole run.
         warmup_steps: For so many the rate rises linearly; 1 is reached at the last of them.
         final: What a cosine falls to at the last step.
+        first: What the rate rises from, one step before the first.
     """
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
+        return first + (1 - first) * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(steps - 1 - warmup_steps, 1)
     return final + (1 - final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2

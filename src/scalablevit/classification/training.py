@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 
+from scalablevit.classification.balance import class_weights
 from scalablevit.classification.configuration import MAY_CHANGE, TrainConfig
 from scalablevit.classification.csv_files import write_table
 from scalablevit.classification.devices import find_processes, own_rank
@@ -28,20 +29,23 @@ from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import AnyResult
 from scalablevit.classification.stopping import StoppedBySignal, StopSignals
 from scalablevit.extras import require_extra
+from scalablevit.recipes import read_recipe
 from scalablevit.trained import model_folder
 from scalablevit.weights import load_model, read_config, save_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a training run came to. The scores are of the saved weights, which are those of the best epoch.
+    """What a training run came to. The scores are of the saved weights.
 
     Args:
         run: The run folder.
-        scores: On the validation images. They chose the best epoch, so these are a little better than on images that
-            nobody has looked at.
-        best_epoch: The epoch, from 1, after which top-1 (or mAP) was highest, and of equals the loss lowest.
+        scores: On the validation images. Where they chose the best epoch, these are a little better than on images
+            that nobody has looked at.
+        best_epoch: The epoch, from 1, whose weights were saved: the one after which top-1 (or mAP) was highest, and of
+            equals the loss lowest; the last one with the option ``keep="last"``.
         epochs: How many epochs were trained.
+        ended_early: Whether these are fewer than the options say, as the `patience` was over.
         seconds: The run took, all included.
     """
 
@@ -50,6 +54,7 @@ class TrainResult:
     best_epoch: int
     epochs: int
     seconds: float
+    ended_early: bool = False
 
 
 def train(
@@ -58,6 +63,7 @@ def train(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    recipe: str | None = None,
     callbacks: Sequence[Any] = (),
     **options: Any,
 ) -> TrainResult:
@@ -75,6 +81,7 @@ def train(
         overwrite: Whether an earlier run folder there is replaced.
         resume: Whether to go on with the run that is there, from the last state that it saved, with its own data and
             options. None of them is given then, but for those of `configuration.MAY_CHANGE`.
+        recipe: The name of a recipe (`recipes.recipe_names`), whose options are taken where they are not given.
         callbacks: More of Lightning's callbacks.
         **options: The fields of `TrainConfig`, by name.
 
@@ -94,6 +101,10 @@ def train(
     path = Path(out)
     if path.is_symlink() or not path.name:
         path = path.resolve()
+    if recipe is not None:
+        if resume:
+            raise ValueError(f"recipe is {recipe!r}, but a run is resumed with its own options: leave recipe out")
+        options = {**read_recipe(recipe), **options}
     if resume:
         folder, prepared = _resume(path, data, options)
     else:
@@ -125,6 +136,7 @@ def train(
         best_epoch=best_epoch,
         epochs=len(rows),
         seconds=time.perf_counter() - started,
+        ended_early=len(rows) < (prepared.config.epochs or 0),
     )
 
 
@@ -225,7 +237,7 @@ def _resume(out: Path, data: str | Path | None, options: dict[str, Any]) -> tupl
 def _fit(
     prepared: Prepared, folder: RunFolder, callbacks: Sequence[Any], stop: StopSignals, *, resume: bool
 ) -> tuple[list[EpochMetrics], int]:
-    """Trains, and saves the weights of the best epoch."""
+    """Trains, and saves the weights."""
     from scalablevit.classification.fitting import fit
     from scalablevit.classification.task import ClassificationTask
 
@@ -240,6 +252,7 @@ def _fit(
         multi_label=training.multi_label,
         notes=[*prepared.notes, *map(str, prepared.choices)],
         processes=prepared.processes,
+        class_weights=class_weights(training) if prepared.config.balance == "weights" else None,
     )
     fitted = fit(task, *prepared.loaders, prepared.config, folder, stop, callbacks, resume=resume)
     if not prepared.processes.is_first:

@@ -217,7 +217,7 @@ def _check(network: ScalableViT, written: Path, to: str, source: str | Path, lay
         if not largest <= TOLERANCE:
             raise ValueError(
                 f"the logits of {name} differ by {largest:.1e} of their spread, more than {TOLERANCE:g}; nothing was"
-                " written. Heads and windows leave no trace in files of vit-pytorch: are --heads and --window-size right?"
+                " written. Files of vit-pytorch do not say heads and windows: are --heads and --window-size right?"
             )
         sizes = " and ".join(f"{height}x{width}" for height, width in sides)
         checks.append(f"{name}: logits at {sizes} differ from the network's by {largest:.1e} of their spread at most")

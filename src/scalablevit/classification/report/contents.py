@@ -45,6 +45,7 @@ class Report:
     metrics: Sequence[EpochMetrics]
     facts: Mapping[str, str]
     skipped: Mapping[str, str]
+    is_last_kept: bool = False
     pictures: dict[str, bytes] = field(default_factory=dict, init=False)  # by file name; filled by `html`
 
     def html(self) -> str:
@@ -106,7 +107,7 @@ class Report:
         return tiles
 
     def _training(self) -> Section:
-        text = sentences.on_curves(self.metrics, self._score_name)
+        text = sentences.on_curves(self.metrics, self._score_name, is_last_kept=self.is_last_kept)
         best = max(row.val_score for row in self.metrics)
         alternative = (
             f"Lines over {sentences.count(len(self.metrics), 'epoch')}: validation {self._score_name} from"

@@ -28,14 +28,19 @@ def on_everything(result: AnyResult, right: int, classes: Sequence[str]) -> str:
     return f"{text}; always naming the most frequent class would be right for {always}."
 
 
-def on_curves(rows: Sequence[EpochMetrics], score_name: str) -> str:
-    """Which epoch was the best, and what the last ones say of more."""
+def on_curves(rows: Sequence[EpochMetrics], score_name: str, *, is_last_kept: bool = False) -> str:
+    """Which epoch was the best, and what the last ones say of more; `is_last_kept` says which one was saved."""
     best = best_row(rows)
     lowest = min(rows, key=lambda row: row.val_loss)
+    kept = (
+        "The model is that of the last epoch, so that these images chose nothing."
+        if is_last_kept
+        else "It was chosen on these same images, so that on others the model may be a little worse."
+    )
     text = (
         "Above: how good the model is on images it does not learn from, after each epoch (a pass over all training"
         f" images). The best {score_name}, {per_cent(best.val_score)}, came after epoch {best.epoch} of"
-        f" {rows[-1].epoch}. It was chosen on these same images, so that on others the model may be a little worse."
+        f" {rows[-1].epoch}. {kept}"
     )
     if rows[-1].val_loss > RISE * lowest.val_loss:
         return (

@@ -27,6 +27,7 @@ def write_report(
     metrics: Sequence[EpochMetrics] = (),
     facts: Mapping[str, str] = {},
     skipped: Mapping[str, str] = {},
+    is_last_kept: bool = False,
 ) -> Path:
     """Writes a page about a classifier, ``index.html``, and its pictures as PNG files.
 
@@ -41,6 +42,7 @@ def write_report(
         metrics: Of each epoch; empty if there was no training.
         facts: What was run, as lines of a name and a value: model, parameters, image size, seed, versions.
         skipped: Why images could not be read, by path; those that `result` names are added.
+        is_last_kept: Whether the model is that of the last epoch, not of the best.
 
     Returns:
         The page.
@@ -64,6 +66,7 @@ def write_report(
         metrics=metrics,
         facts=facts,
         skipped={**result.skipped, **skipped},
+        is_last_kept=is_last_kept,
     )
     # Names of files and folders may hold bytes that are no text in any language.
     html = report.html().encode("utf-8", "replace")

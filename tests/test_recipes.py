@@ -1,0 +1,100 @@
+"""Every recipe is whole, can be read, and trains."""
+
+import re
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from scalablevit.classification.configuration import MAY_CHANGE, TrainConfig
+from scalablevit.classification.run_folder import RunFolder
+from scalablevit.classification.training import train
+from scalablevit.cli import main
+from scalablevit.recipes import read_recipe, recipe_file, recipe_names
+from tests.conftest import write_images
+
+# What a recipe has no say in: the data, the weights, the machine, and chance.
+OF_THE_DATA = {"val_fraction", "train_split", "val_split", "target_key", "weights", "heads", "window_size", "seed"}
+
+
+def test_the_names_are_those_of_the_files():
+    assert recipe_names() == ("finetune", "imagenet-base", "imagenet-large", "imagenet-small", "sample", "small-images")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_names_each_option_that_is_learned_by_and_no_other(name):
+    options = read_recipe(name)
+    config = TrainConfig(**options)
+    learned = {field.name for field in fields(TrainConfig)} - set(MAY_CHANGE) - OF_THE_DATA
+    assert set(options) == learned
+    assert config.learning_rate is not None
+    head = recipe_file(name).read_text().split("\n\n")[0]
+    assert re.findall(r"^# (command|data|hardware|time|score)\b", head, flags=re.MULTILINE) == [
+        "command",
+        "data",
+        "hardware",
+        "time",
+        "score",
+    ]
+    assert f"--recipe {name}" in head
+
+
+@pytest.mark.parametrize("name", ["imagenet-small", "imagenet-base", "imagenet-large"])
+def test_the_learning_rate_of_the_authors_belongs_to_their_batch(name):
+    config = TrainConfig(**read_recipe(name))
+    assert config.learning_rate == pytest.approx(5e-4 * config.batch_size * config.accumulate / 512)
+    assert config.learning_rate * config.final_learning_rate == pytest.approx(1e-5)
+    assert config.learning_rate * config.first_learning_rate == pytest.approx(1e-6)
+    assert config.drop_path == (0.2 if name == "imagenet-small" else 0.5)
+
+
+def printed(capsys, *arguments):
+    with pytest.raises(SystemExit):
+        main(["train", *arguments, "--out", "run", "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_flags_go_before_the_recipe_wherever_they_are_and_so_does_a_configuration_file(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text("clip: 3.0\nepochs: 7\n")
+    options = printed(
+        capsys, "--epochs", "2", "--flip=0.5", "--config", str(tmp_path / "own.yaml"), "--recipe", "imagenet-base"
+    )
+    own, recipe = {"epochs": 2, "clip": 3.0}, read_recipe("imagenet-base")
+    assert {name: options[name] for name in recipe} == {**recipe, **own}
+
+
+def test_an_unknown_recipe_is_met_with_the_nearest(data, tmp_path, capsys):
+    assert main(["train", str(data), "--out", str(tmp_path / "run"), "--recipe", "imagenet-smal"]) == 2
+    captured = capsys.readouterr().err
+    assert "recipe is 'imagenet-smal'; it must be one of finetune, imagenet-base" in captured
+    assert captured.endswith("(did you mean imagenet-small?)\n")
+    with pytest.raises(ValueError, match="did you mean sample"):
+        train(data, tmp_path / "run", recipe="sampel")
+
+
+def test_a_resumed_run_has_its_own_options(own_run, capsys):
+    assert main(["train", "--resume", str(own_run), "--recipe", "sample"]) == 2
+    assert "--recipe out" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="leave recipe out"):
+        train(out=own_run, resume=True, recipe="sample")
+
+
+# On a CPU, at tiny sizes, and from scratch.
+HERE = {"accelerator": "cpu", "batch_size": 24, "epochs": 1, "warmup_epochs": 0, "padding": 1, "workers": 0}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in recipe_names() if name != "sample"] + ["sample"]
+)
+def test_trains_two_steps(name, data, tmp_path):
+    options = {**HERE, "size": 12}
+    if name.startswith("imagenet"):
+        write_images(tmp_path / "colour" / "train", 16, seed=0, mode="RGB")
+        write_images(tmp_path / "colour" / "val", 2, seed=1, mode="RGB")
+        data = tmp_path / "colour"
+    result = train(data, tmp_path / "run", recipe=name, **options)
+    config = RunFolder(result.run).read_config()
+    assert {key: value for key, value in config.items() if key in read_recipe(name) and key not in options} == {
+        key: config[key] if value is None else value for key, value in read_recipe(name).items() if key not in options
+    }
+    assert result.epochs == 1
