@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from scalablevit.classification.configuration import check_range
 from scalablevit.classification.csv_files import read_table
 from scalablevit.classification.data import Batch, DecodedImages, EvaluationSet, UnreadableImages, collate
 from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.option_checks import check_range
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import Answers, AnyResult, Scores, score_answers
 from scalablevit.classification.sources import SAMPLE, find_evaluation_data
