@@ -54,6 +54,7 @@ def test_wheel_and_sdist_hold_the_package_and_nothing_else(wheel):
     assert "scalablevit/py.typed" in names
     assert "scalablevit/sample/fashion-mnist-sample.zip" in names
     assert "scalablevit/sample/LICENSE.txt" in names
+    assert "scalablevit/recipes/small-images.yaml" in names
     assert {name.split("/")[0].removesuffix(f"-{scalablevit.__version__}.dist-info") for name in names} == {
         "scalablevit"
     }

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from scalablevit.classification.configuration import MAY_CHANGE, TrainConfig
+from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.planning import Survey, decide
 from scalablevit.classification.run_folder import RunFolder
 from scalablevit.classification.training import train
 from scalablevit.cli import main
@@ -46,6 +48,13 @@ def test_the_learning_rate_of_the_authors_belongs_to_their_batch(name):
     assert config.learning_rate * config.final_learning_rate == pytest.approx(1e-5)
     assert config.learning_rate * config.first_learning_rate == pytest.approx(1e-6)
     assert config.drop_path == (0.2 if name == "imagenet-small" else 0.5)
+
+
+def test_the_sample_has_what_would_be_chosen_for_it():
+    recipe = read_recipe("sample")
+    images = LabelledImages(paths=("x",) * 6000, labels=((0,),) * 6000, classes=("a",))
+    config, _ = decide(TrainConfig(), Survey(paths=(), shorter_side=28, in_colour=False), images)
+    assert TrainConfig(**{**recipe, "channels": 1, "workers": config.workers}) == config
 
 
 def printed(capsys, *arguments):

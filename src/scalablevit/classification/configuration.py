@@ -73,7 +73,7 @@ class TrainConfig:
             have learning rates of their own.
         warmup_epochs: For how many epochs the learning rate rises. Default: 1, or a twentieth of all.
         weight_decay: Per step, as a fraction of the learning rate. Norms, biases and PEG have none.
-        layer_decay: Each layer learns so many times as fast as the one above it, for example 0.75 from weights; 1: all
+        layer_decay: Each layer learns so many times as fast as the one above it, for example 0.85 from weights; 1: all
             alike.
         freeze_backbone: Whether the head alone learns, and all else stays as the weights have it.
         clip: The norm of all gradients together is cut to this; 0 for no limit.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from scalablevit.classification.configuration import check_range
 from scalablevit.classification.csv_files import read_table
 from scalablevit.classification.data import Batch, DecodedImages, EvaluationSet, UnreadableImages, collate
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.input_rate import InputRate
+from scalablevit.classification.option_checks import check_range
 from scalablevit.classification.readers import is_set, name_of_set, short_name
 from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import Answers, AnyResult, Scores, score_answers

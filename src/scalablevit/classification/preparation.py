@@ -82,7 +82,7 @@ class Prepared:
             freeze_backbone(model)
         model.set_grad_checkpointing(config.grad_checkpointing)
         if config.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         return model
 
     @cached_property
