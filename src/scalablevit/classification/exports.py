@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from scalablevit.classification.class_folders import images_below
-from scalablevit.classification.configuration import check_range
 from scalablevit.classification.evaluation import evaluate_images, is_own_data, name_of_data
 from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.option_checks import check_range
 from scalablevit.classification.run_folder import RunFolder
 from scalablevit.classification.scores import AnyResult, EvaluateResult
 from scalablevit.classification.sources import find_evaluation_data, locate, split_folders

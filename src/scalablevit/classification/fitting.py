@@ -7,7 +7,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -85,7 +85,9 @@ def fit(
     elif processes.is_first:
         folder.write_metrics(())
     first_step = 0 if state is None else int(state.content["global_step"]) + 1
-    opened = open_loggers(config, folder, first_step=first_step) if processes.is_first else nullcontext([])
+    opened: AbstractContextManager[list[Any]] = nullcontext([])
+    if processes.is_first:
+        opened = open_loggers(config, folder, first_step=first_step)
     with quiet_lightning(), stop.deferred(), opened as loggers:
         logging_rows = MetricsLogging(recorder, loggers)  # before checkpoints, after which a run may end
         own = [recorder, logging_rows, InputRateRecorder(folder), NonFiniteGuard(folder), checkpoints]
