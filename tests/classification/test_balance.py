@@ -63,7 +63,7 @@ def test_what_is_told():
         BalancedSampler(images(1, 2, multi_label=True), seed=0)
 
 
-@pytest.mark.parametrize("balance", ["weights", "sampling"])
+@pytest.mark.parametrize("balance", ["weights", pytest.param("sampling", marks=pytest.mark.slow)])
 def test_trains(balance, tmp_path):
     write_images(tmp_path / "data" / "train", 8, seed=0)
     write_images(tmp_path / "data" / "val", 2, seed=0)
