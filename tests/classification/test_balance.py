@@ -55,7 +55,7 @@ def test_what_comes_again_in_an_epoch_is_told_apart_also_where_a_run_goes_on_wit
 
 
 def test_what_is_told():
-    assert describe_balance(images(9, 3), "none") == []
+    assert describe_balance(images(9, 3), "none") == describe_balance(images(4, 4), "weights") == []
     (line,) = describe_balance(images(9, 1), "none")
     assert line.startswith("9 images of a, 1 of b: if the rare ones matter as much, try --balance weights")
     assert "weighted" in describe_balance(images(9, 8), "weights")[0]
@@ -63,7 +63,7 @@ def test_what_is_told():
         BalancedSampler(images(1, 2, multi_label=True), seed=0)
 
 
-@pytest.mark.parametrize("balance", ["weights", "sampling"])
+@pytest.mark.parametrize("balance", ["weights", pytest.param("sampling", marks=pytest.mark.slow)])
 def test_trains(balance, tmp_path):
     write_images(tmp_path / "data" / "train", 8, seed=0)
     write_images(tmp_path / "data" / "val", 2, seed=0)

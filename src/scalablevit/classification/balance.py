@@ -76,6 +76,8 @@ def describe_balance(images: LabelledImages, balance: Balance) -> list[str]:
     """What there is to know of unequal classes, as lines."""
     counts = {name: count for name, count in images.counts().items() if count}
     smallest, largest = (pick(counts, key=counts.__getitem__) for pick in (min, max))
+    if counts[largest] == counts[smallest]:
+        return []
     sizes = f"{counts[largest]} images of {largest}, {counts[smallest]} of {smallest}"
     if balance == "weights":
         return [f"{sizes}: their losses are weighted, so that classes count alike"]

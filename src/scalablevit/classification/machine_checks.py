@@ -18,8 +18,7 @@ def check_machine(config: TrainConfig) -> None:
     is_cpu = config.accelerator == "cpu" or (config.accelerator == "auto" and not torch.accelerator.is_available())
     if config.precision == "16-mixed" and is_cpu:
         raise ValueError(
-            "precision is '16-mixed', which a CPU does not train in: give --precision bf16-mixed, or 32-true, which is"
-            " faster on most CPUs"
+            "precision is '16-mixed', which a CPU does not train in: give --precision bf16-mixed or 32-true"
         )
     for name in config.log:
         require_extra(name, name)
