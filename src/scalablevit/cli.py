@@ -598,7 +598,7 @@ VERBS: dict[str, Verb] = {
         summary="Name the most probable classes of images.", add_arguments=_add_predict_arguments, run=_predict
     ),
     "export": Verb(
-        summary="Write a trained model as ONNX, OpenVINO or a PyTorch program, compared with it.",
+        summary="Write a trained model as ONNX, OpenVINO or a PyTorch program.",
         add_arguments=_add_export_arguments,
         run=_export,
     ),

@@ -122,8 +122,9 @@ class InputRateRecorder(pl.Callback):
         """Measures reading alone."""
         loader = trainer.train_dataloader
         if isinstance(loader, TimedLoader) and loader.num_workers:
-            assert loader.batch_size is not None
-            self._alone = measure_reading(loader.dataset, batch_size=loader.batch_size, workers=loader.num_workers)
+            batches: Any = loader.batch_sampler
+            own = -(-batches.batch_size // trainer.world_size)
+            self._alone = measure_reading(loader.dataset, batch_size=own, workers=loader.num_workers)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begins to count."""
@@ -135,7 +136,8 @@ class InputRateRecorder(pl.Callback):
         """Writes what was counted."""
         loader = trainer.train_dataloader
         if isinstance(loader, TimedLoader) and loader.images:
-            self.rate = rate_of(loader, time.perf_counter() - self._started, self._alone)
+            own = rate_of(loader, time.perf_counter() - self._started, self._alone)
+            self.rate = own.times(trainer.world_size)  # other processes read and train as fast
             if trainer.is_global_zero:
                 self.folder.write_input_rate(self.rate.to_json())
 
