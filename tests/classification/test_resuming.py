@@ -148,7 +148,8 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "muon"])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_every_part_goes_on_as_if_nothing_had_been(data, tmp_path, optimizer):
     options = {**OPTIONS, "cutmix_share": 0.3, "mix_probability": 0.7, "optimizer": optimizer, **PARTS[optimizer]}
     whole = train(data, tmp_path / "whole", **options)
@@ -158,6 +159,7 @@ def test_every_part_goes_on_as_if_nothing_had_been(data, tmp_path, optimizer):
     assert whole.best_epoch == 4 or options.get("keep") != "last"
 
 
+@pytest.mark.slow
 def test_patience_is_over_after_the_same_epoch_whatever_the_interruptions(data, tmp_path):
     # Of weights that do not move, the first epoch is the best.
     options = {**OPTIONS, "ema": 0.0, "learning_rate": 1e-30, "weight_decay": 0.0, "epochs": 9, "patience": 2}
