@@ -30,5 +30,5 @@ def test_the_commands_run(folder, monkeypatch):
     ((_, block),) = blocks(PAGE, "console")
     lines = run_console(block, lambda arguments: monkeypatch.setattr(sys, "argv", arguments)).splitlines()
     assert len(lines) > 100
-    assert lines[0].startswith("clothes/bag/00000.png: ")
-    assert lines[-1].startswith('{"path": "clothes/trouser/0000')
+    assert lines[0].startswith("clothes/bag/00018.png: ")
+    assert lines[-1].startswith('{"path": "clothes/trouser/000')
