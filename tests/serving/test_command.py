@@ -33,3 +33,13 @@ def test_a_request_in_flight_at_sigterm_is_answered(folder):  # noqa: F811
         assert b'"labels"' in answer
         assert server.wait(30) == 0
         assert server.stderr.read() == ""
+
+
+@pytest.mark.slow
+def test_sigterm_before_the_first_request_ends_it_too(folder):  # noqa: F811
+    command = [sys.executable, "-m", "scalablevit", "serve", str(folder), "--port", "0", "--no-page", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        server.stdout.readline()
+        server.send_signal(signal.SIGTERM)  # when it listens, but may not have begun to answer
+        assert server.wait(30) == 0
+        assert server.stderr.read() == ""

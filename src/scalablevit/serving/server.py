@@ -16,6 +16,7 @@ from scalablevit.extras import require_extra
 from scalablevit.serving.options import ServingOptions
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
     from scalablevit.classification.predictor import Predictor
@@ -47,9 +48,10 @@ def serve(run: str | Path, *, device: str | None = None, **options: Any) -> None
     predictor = Predictor(run, device=device)
     _warm_up(predictor)
     app = application(predictor, chosen)
-    with _listening(chosen) as listener, _stopping_quietly():
+    server = _server(app, chosen)
+    with _listening(chosen) as listener, _stopping_quietly(server):
         _announce(listener, chosen)
-        _run(app, chosen, listener)
+        server.run(sockets=[listener])
 
 
 def _warm_up(predictor: Predictor) -> None:
@@ -89,7 +91,7 @@ def application(predictor: Predictor, options: ServingOptions) -> FastAPI:
     return app
 
 
-def _run(app: FastAPI, options: ServingOptions, listener: socket.socket) -> None:
+def _server(app: FastAPI, options: ServingOptions) -> uvicorn.Server:
     import uvicorn
 
     config = uvicorn.Config(
@@ -99,7 +101,7 @@ def _run(app: FastAPI, options: ServingOptions, listener: socket.socket) -> None
         server_header=False,
         timeout_graceful_shutdown=math.ceil(options.timeout_s),
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
 
 
 @contextmanager
@@ -109,6 +111,7 @@ def _listening(options: ServingOptions) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((options.host, options.port))
+            listener.listen(2048)  # whoever has read the address may connect, and waits for the server to begin
         except OSError as error:
             reason = f"cannot listen at {options.host}, port {options.port} ({error.strerror or error})"
             raise OSError(f"{reason}: name others with --host and --port") from error
@@ -122,12 +125,19 @@ def _announce(listener: socket.socket, options: ServingOptions) -> None:
 
 
 @contextmanager
-def _stopping_quietly() -> Iterator[None]:
-    """Uvicorn raises the signal that stopped it once more, which would end the process as if nobody had minded it."""
+def _stopping_quietly(server: uvicorn.Server) -> Iterator[None]:
+    """Has SIGTERM end the server also before it minds signals itself, and the process as if it had come to its end.
+
+    Uvicorn raises the signal that stopped it once more, which would end the process as if nobody had minded it.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        server.should_exit = True
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
