@@ -521,7 +521,9 @@ def _add_benchmark_arguments(parser: ArgumentParser) -> None:
 
     parser.add_argument("contenders", nargs="+", help=f"What to measure, the first being what ratios are to: {KINDS}.")
     parser.add_argument("--mode", default="infer", help="infer, or train: forward, loss and backward.")
-    parser.add_argument("--precision", default="fp32", help="fp32, or autocast to bf16 or fp16.")
+    parser.add_argument(
+        "--precision", default="fp32", help="fp32; autocast to bf16 or fp16; bf16-true or fp16-true: weights, too."
+    )
     parser.add_argument("--size", nargs="+", default=["224"], help="Sizes of images, in pixels: 224, or 800x1344.")
     parser.add_argument("--batch", type=int, default=8, help="Images at once.")
     parser.add_argument("--compile", action="store_true", help="Compile the models.")

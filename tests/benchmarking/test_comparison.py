@@ -107,14 +107,21 @@ def test_the_matrix_rate_is_a_rate():
     assert 1e9 < rate < 1e14
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "bf16-true", "fp16-true"])
 def test_precisions(precision):
     seen = []
 
     class Probe(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 2))
+
         def forward(self, images):
-            product = images.mean((2, 3)) @ torch.ones(3, 2)
+            product = images.mean((2, 3)) @ self.weight
             seen.append(product.dtype)
+            is_stored_so = precision.endswith("-true")
+            assert (self.weight.dtype == images.dtype == product.dtype) or not is_stored_so
+            assert self.weight.dtype == torch.float32 or is_stored_so
             return product
 
     workload = Workload(precision=precision, channels_last=True)

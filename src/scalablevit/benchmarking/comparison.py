@@ -107,7 +107,8 @@ def benchmark(
         contenders: Their names, see `scalablevit.benchmarking.contenders.parse_contender`, or contenders themselves (of
             which no memory is measured on a CPU, since a fresh process could not make them).
         mode: ``"infer"``, or ``"train"`` (forward, loss and backward).
-        precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"``.
+        precision: ``"fp32"``; autocast to ``"bf16"`` or ``"fp16"``; ``"bf16-true"`` or ``"fp16-true"``: weights and
+            images of that type.
         sizes: Height and width of the images, in pixels; one or several.
         batch: Images at once.
         compile: Whether models are compiled.

@@ -15,7 +15,7 @@ from scalablevit.configuration import check_count
 from scalablevit.suggestions import nearest_name
 
 Mode = Literal["infer", "train"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "bf16-true", "fp16-true"]  # Lightning's words
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,7 +26,8 @@ class Workload:
     Args:
         mode: ``"infer"``: a forward pass without gradients, in evaluation mode. ``"train"``: forward, cross-entropy and
             backward, in training mode; no optimiser.
-        precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"``.
+        precision: ``"fp32"``; autocast to ``"bf16"`` or ``"fp16"``; ``"bf16-true"`` or ``"fp16-true"``: weights and
+            images of that type.
         batch: Images at once.
         compile: Whether models are compiled, for each size by itself.
         channels_last: Whether images and convolution weights have PyTorch's channels-last memory format.
@@ -57,11 +58,11 @@ class Workload:
     @property
     def dtype(self) -> torch.dtype:
         """That products are computed in."""
-        return DTYPES[self.precision]
+        return DTYPES[self.precision.removesuffix("-true")]
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model where, and as, it is to run."""
-        model = model.to(self.device).train(self.mode == "train")
+        model = model.to(self.device, self._stored_dtype).train(self.mode == "train")
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)
         # One graph for each size: what a size that is known allows is part of what is measured.
@@ -69,7 +70,7 @@ class Workload:
 
     def images(self, height: int, width: int) -> torch.Tensor:
         """Random images (batch, 3, height, width)."""
-        images = torch.randn(self.batch, 3, height, width, device=self.device)
+        images = torch.randn(self.batch, 3, height, width, device=self.device, dtype=self._stored_dtype)
         return images.to(memory_format=torch.channels_last) if self.channels_last else images
 
     def step(self, model: nn.Module, images: torch.Tensor) -> Callable[[], object]:
@@ -96,7 +97,12 @@ class Workload:
         if torch.device(self.device).type == "cuda":
             torch.cuda.synchronize()
 
+    @property
+    def _stored_dtype(self) -> torch.dtype:
+        """Of weights and images."""
+        return self.dtype if self.precision.endswith("-true") else torch.float32
+
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "fp32":
+        if self.dtype == self._stored_dtype:
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=self.dtype)
