@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -26,13 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import scalablevit
+from scalablevit.benchmarking.comparison import machine
 from scalablevit.benchmarking.cost import count_macs
 from scalablevit.benchmarking.timing import interleaved_seconds, matrix_rate
 from scalablevit.exporting import open_export, write_export
 from scalablevit.exporting.description import Description
 from scalablevit.exporting.quantisation import quantise, rewrite_metadata
 
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "scalablevit")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 MODELS = {"scalablevit_small": 224, "scalablevit_nano": 32}  # with the size of the images
 
 
@@ -178,10 +179,12 @@ def main() -> None:
         results.append(measure(case, options))
         show(results[-1])
     if options.json:
-        machine = {"processor": platform.processor(), "threads": options.threads}
-        versions = {name: version(name) for name in PACKAGES if name != "scalablevit"}
-        versions["scalablevit"] = scalablevit.__version__
-        options.json.write_text(json.dumps({"machine": machine, "versions": versions, "results": results}, indent=1))
+        found = {
+            "command": " ".join(["python", "benchmarks/exports.py", *sys.argv[1:]]),
+            "machine": {**machine(), **{name: version(name) for name in PACKAGES}},
+            "results": results,
+        }
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -20,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import yaml
 from timm.models.resnet import BasicBlock, ResNet
@@ -28,6 +26,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 import scalablevit
+from scalablevit.benchmarking.comparison import machine
 from scalablevit.benchmarking.cost import count_macs, count_parameters
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.fitting import fit
@@ -142,8 +141,7 @@ def main() -> None:
             results.append(train(name, options.data, config, options.runs / f"{name}-{seed}"))
             found = {
                 "command": " ".join(["python", "benchmarks/fashion_mnist.py", *sys.argv[1:]]),
-                "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
-                "threads": torch.get_num_threads(),
+                "machine": machine(),
                 "recipe": recipe,
                 "results": results,
             }

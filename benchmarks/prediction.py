@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import torch
 from PIL import Image
 
 from scalablevit import Predictor
+from scalablevit.benchmarking.comparison import machine
 from scalablevit.images import read_image
 
 SIZES = {"photos": (500, 375, ".jpg"), "small": (28, 28, ".png")}
@@ -112,8 +112,7 @@ def main() -> None:
     slower = min(rates["decoding"], rates["network"])
     result = {
         "command": " ".join(["python", "benchmarks/prediction.py", *sys.argv[1:]]),
-        "versions": {"torch": torch.__version__, "pillow": Image.__version__, "python": platform.python_version()},
-        "threads": torch.get_num_threads(),
+        "machine": {**machine(), "pillow": Image.__version__},
         "workers": predictor.workers,
         "images_per_second": {key: round(value, 1) for key, value in rates.items()},
         "of_the_slower_part": round(rates["prediction"] / slower, 3),

@@ -24,6 +24,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from scalablevit import Predictor
+from scalablevit.benchmarking.comparison import machine
+
 DIFFERENT_IMAGES = 64
 EARLY = 500  # requests after which memory is looked at first
 TOLERANCE = 1e-4  # of probabilities: batches of other sizes round otherwise
@@ -164,8 +167,6 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
-    from scalablevit import Predictor
-
     predictor = Predictor(arguments.run, device=arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         images = make_images(Path(folder), predictor.preprocessing.channels)
@@ -179,7 +180,12 @@ def main() -> int:
             f" memory {each.memory_early:.0f} -> {each.memory_end:.0f} MiB ({growth:+.1f} %), exit {each.exit_code}"
         )
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps([asdict(each) for each in loads], indent=1) + "\n")
+        found = {
+            "command": " ".join(["python", "benchmarks/serving.py", *sys.argv[1:]]),
+            "machine": machine(arguments.device),
+            "loads": [asdict(each) for each in loads],
+        }
+        Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 1 if any(each.lost or each.wrong for each in loads) else 0
 
 
