@@ -58,6 +58,10 @@ def test_what_stands_in_for_a_linear_layer_is_called():
     torch.testing.assert_close(ff(x), out)
     assert len(seen) == 1
     handle.remove()
+    handle = ff.dropout.register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.testing.assert_close(ff(x), out)
+    assert len(seen) == 3  # after each of the layers
+    handle.remove()
     ff.fc2 = Adapter(ff.fc2)
     torch.testing.assert_close(ff(x), 2 * out)
 

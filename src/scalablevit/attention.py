@@ -20,6 +20,7 @@ from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.layers import Branch, CellConv2d, Linear, MapConv2d, PointwiseConv, is_plain, is_plain_with, linear
 from scalablevit.projections import Projection, is_worthwhile, normed_projections
 from scalablevit.recomputation import norm_of
+from scalablevit.residual_stream import add_projected, normed
 from scalablevit.windows import partition, window_attention
 
 # One node each in symbolic traces, where sizes are unknown.
@@ -77,16 +78,18 @@ class ScalableSelfAttention(Branch):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._attend(self.to_q(x), self.keys_values(x))
+        return self.dropout(self.to_out(self._attend(self.to_q(x), self.keys_values(x))))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        parameters, projections = norm_of(norm), self._projections()
+        # Nothing is kept for a backward pass where none can come.
+        parameters, projections = (norm_of(norm), self._projections()) if torch.is_grad_enabled() else (None, None)
         if parameters is None or projections is None or not is_worthwhile(x, parameters, projections):
-            out = self(norm(x))
+            read = normed(norm, x)
+            attended = self._attend(self.to_q(read), self.keys_values(read))
         else:
             query, projected = normed_projections(x, parameters, projections)
-            out = self._attend(query, self.keys_values.after_projection(projected))
-        return x + out if residual else out
+            attended = self._attend(query, self.keys_values.after_projection(projected))
+        return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
     def _projections(self) -> list[Projection] | None:
         """The two layers that read the norm; None where one is not just what it was made as."""
@@ -96,12 +99,12 @@ class ScalableSelfAttention(Branch):
         return None if reading is None else [Projection(self.to_q.weight, self.to_q.bias), reading]
 
     def _attend(self, query_map: Tensor, key_value: list[Tensor]) -> Tensor:
-        """The map of queries, keys (b, k, n*d) and values (b, k, n*d') to what SSA gives."""
+        """The map of queries, keys (b, k, n*d) and values (b, k, n*d') to those attended to (b, h, w, n*d')."""
         query = split_heads(query_map.flatten(1, 2), self.heads)  # (b, n, h*w, d)
         key, value = split_heads(key_value[0], self.heads), split_heads(key_value[1], self.heads)
         dropout = self.attention_dropout if self.training else 0.0
         out = merge_heads(attend(query, key, value, scale=self.scale, dropout=dropout))  # (b, h*w, n*d')
-        return self.dropout(self.to_out(out.unflatten(1, (query_map.shape[1], query_map.shape[2]))))
+        return out.unflatten(1, (query_map.shape[1], query_map.shape[2]))
 
 
 class KeysValues(nn.Module):
@@ -267,13 +270,13 @@ class InteractiveWindowedSelfAttention(Branch):
         return self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        parameters, projections = norm_of(norm), self._projections()
+        parameters, projections = (norm_of(norm), self._projections()) if torch.is_grad_enabled() else (None, None)
         if parameters is None or not projections or not is_worthwhile(x, parameters, projections):
-            out = self(norm(x))
+            query_key, value = self._project(normed(norm, x))
         else:
             query_key, value = normed_projections(x, parameters, projections)
-            out = self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
-        return x + out if residual else out
+        attended = self._attend_and_interact(query_key, value)
+        return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
     def _projections(self) -> list[Projection] | None:
         """One product for queries and keys and one for values, as in `split_linear`; None if an adapter wants a say."""

@@ -94,7 +94,7 @@ class FeedForward(Branch):
         """
         if x.device.type != "cpu" or not is_wanted(x.device) or (self.training and self.dropout.p > 0.0):
             return None
-        if not (is_plain(self.fc1) and is_plain(self.fc2)) or self.fc1.bias is None or self.fc2.bias is None:
+        if not self._is_plain() or self.fc1.bias is None or self.fc2.bias is None:
             return None
         if norm.weight is None or norm.bias is None or is_recorded(x, *norm.parameters(), *self.parameters()):
             return None
@@ -106,9 +106,12 @@ class FeedForward(Branch):
         """Whether the layers are just what they were made as, and of one type, or of types that autocast mixes."""
         if (self.training and self.dropout.p > 0.0) or not may_recompute(x):
             return False
-        if not (is_plain(self.fc1) and is_plain(self.fc2)) or self.fc1.bias is None or self.fc2.bias is None:
+        if not self._is_plain() or self.fc1.bias is None or self.fc2.bias is None:
             return False
         return product_dtype(x, norm, self.parameters()) is not None
+
+    def _is_plain(self) -> bool:
+        return is_plain(self.fc1) and is_plain(self.fc2) and is_plain(self.dropout, nn.Dropout)
 
 
 def feed_forward(

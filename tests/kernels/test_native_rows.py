@@ -83,6 +83,22 @@ def test_gelu_is_right_to_rounding_everywhere_and_keeps_what_is_no_number():
     assert -1e12 < found[0, 3] <= 0.0
 
 
+def test_gelu_in_bfloat16_errs_by_its_rounding_alone():
+    x = torch.linspace(-8, 20, 400_001).bfloat16().unique().reshape(1, -1)
+    kernel = rows_kernel(x, x.dtype)
+    if kernel is None:
+        pytest.skip("no compiler")
+    expected = x.double() * torch.special.log_ndtr(x.double()).exp()  # F.gelu loses digits far below zero
+    found = kernel.add_bias_gelu_(x.clone(), torch.zeros(x.shape[1]))
+    error = (found - expected).abs() / expected.abs().clamp_min(1e-30)
+    assert error.max() <= 2**-8 * 1.05
+    special = torch.tensor([[float("nan"), float("inf"), 1e30, -1e30]]).bfloat16()
+    found = kernel.add_bias_gelu_(special.clone(), torch.zeros(4))
+    assert bool(found[0, 0].isnan())
+    assert found[0, 1:3].tolist() == special[0, 1:3].tolist()
+    assert -1e12 < found[0, 3] <= 0.0
+
+
 def test_what_is_not_one_after_the_other_in_memory_or_of_another_type_falls_back():
     x = torch.randn(6, 8)
     assert rows_kernel(x[:, :4], x.dtype) is None

@@ -36,12 +36,33 @@ inline Vector normal_distribution(Vector x) {
   return x < 0.0f ? tail : 1.0f - tail;
 }
 
-inline float total(Vector v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+template <typename T>
+inline Vector gelu(Vector x) {
+  return x * normal_distribution(x);
+}
+
+// For results in bfloat16: P(X > a), as a power of 2, and the power itself are right to 7e-5, a twenty-fifth of the rounding
+// to come. Half as many operations.
+template <>
+inline Vector gelu<BFloat16>(Vector x) {
+  Vector a = x < 0.0f ? -x : x;
+  a = a > 9.0f ? broadcast(9.0f) : a;
+  Vector q = broadcast(-9.77754725e-07f);
+  q = q * a + 4.03973096e-05f;
+  q = q * a - 7.23607668e-04f;
+  q = q * a + 7.50288738e-03f;
+  q = q * a - 5.14463401e-02f;
+  q = q * a - 4.61469723e-01f;
+  q = q * a - 1.14989287f;
+  q = q * a - 1.00009844f;
+  const Vector shifted = q + (12582912.0f + 127.0f);  // 1.5 * 2^23 rounds to whole numbers, 127 is the exponent of 1
+  const Vector r = q - (shifted - (12582912.0f + 127.0f));
+  Vector p = broadcast(5.51716435e-02f);
+  p = p * r + 2.42611120e-01f;
+  p = p * r + 6.93260990e-01f;
+  p = p * r + 9.99928074e-01f;
+  const Vector tail = p * (Vector)((Integers)shifted << 23);
+  return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
 // out = (x - mean) / sqrt(variance + eps) * weight + bias, row by row.
@@ -79,7 +100,7 @@ void add_bias_gelu(T* x, const float* bias, int64_t rows, int width, int threads
     for (int i = 0; i < width; i += kLanes) {
       T* p = x + row * width + i;
       const Vector sum = load_some(p, width - i) + load_some(bias + i, width - i);
-      store_some(p, sum * normal_distribution(sum), width - i);
+      store_some(p, gelu<T>(sum), width - i);
     }
 }
 

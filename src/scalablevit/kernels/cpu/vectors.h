@@ -7,6 +7,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace scalablevit {
 
 #if defined(__aarch64__) || defined(SCALABLEVIT_FOUR_LANES)  // the tests define it, on processors of another kind
@@ -49,6 +53,12 @@ inline Vector load(const BFloat16* p) {
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
 inline void store(BFloat16* p, Vector v) {
+#if defined(__AVX512BF16__) && !defined(SCALABLEVIT_FOUR_LANES)
+  // One instruction in the place of seven. It takes what is below 1e-38 for zero.
+  const __m256bh rounded_by_processor = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(p, &rounded_by_processor, sizeof rounded_by_processor);
+  return;
+#endif
   const Integers bits = (Integers)v;
   // To the nearest, ties to even; what is no number stays none.
   const Integers rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -72,6 +82,20 @@ inline Vector load_some(const T* p, int count) {
   T buffer[kLanes] = {};
   std::memcpy(buffer, p, count * sizeof(T));
   return load(buffer);
+}
+
+// The sum over the lanes.
+template <int kStep, int... kLane>
+inline Vector fold(Vector v, std::integer_sequence<int, kLane...>) {
+  return v + __builtin_shufflevector(v, v, (kLane ^ kStep)...);
+}
+
+template <int kStep = kLanes / 2>
+inline float total(Vector v) {
+  if constexpr (kStep > 0)
+    return total<kStep / 2>(fold<kStep>(v, std::make_integer_sequence<int, kLanes>()));
+  else
+    return v[0];
 }
 
 template <typename T>

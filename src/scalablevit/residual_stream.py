@@ -1,0 +1,63 @@
+"""How an attention reads from the residual stream and writes to it, in passes of our own where nothing is recorded.
+
+Axes: b batch, h height, w width, c channels.
+
+The norm in front of an attention, and the bias and the sum behind it, multiply nothing: their time is that of their
+trips through memory. Where a native kernel serves, each is one trip.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from scalablevit.kernels.selection import rows_kernel
+from scalablevit.layers import Linear, is_plain
+from scalablevit.recomputation import is_recorded, may_recompute, norm_of, product_dtype, without_autocast
+
+
+def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """``norm(x)`` of a map (b, h, w, c), for a plain norm over the channels."""
+    parameters = norm_of(norm)
+    if parameters is None or is_recorded(x, norm.weight, norm.bias) or not may_recompute(x):
+        return cast(Tensor, norm(x))
+    # The norm of a map is of its type on a CPU, under autocast as well.
+    fits = norm.weight.dtype == norm.bias.dtype and norm.weight.dtype in (x.dtype, torch.float32)
+    kernel = rows_kernel(x, x.dtype) if fits else None
+    if kernel is None:
+        return cast(Tensor, norm(x))
+    return cast(Tensor, kernel.normalise(x.view(-1, x.shape[-1]), *parameters)).view(x.shape)
+
+
+def add_projected(residual: Tensor | None, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor:
+    """``residual + dropout(layer(values))``; without the sum where there is no residual stream.
+
+    Args:
+        residual: (b, h, w, c).
+        layer: From c' to c channels.
+        dropout: After the layer.
+        values: (b, h, w, c').
+    """
+    if residual is not None and is_plain(layer) and is_plain(dropout, nn.Dropout):
+        out = _add_natively(residual, layer, dropout, values)
+        if out is not None:
+            return out
+    projected: Tensor = dropout(layer(values))
+    return projected if residual is None else residual + projected
+
+
+def _add_natively(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor | None:
+    if layer.bias is None or (dropout.training and dropout.p > 0.0) or not may_recompute(values):
+        return None
+    if is_recorded(residual, values, layer.weight, layer.bias):
+        return None
+    dtype = product_dtype(values, None, (layer.weight, layer.bias))
+    kernel = rows_kernel(residual, dtype) if dtype is not None and values.dtype == dtype else None
+    if kernel is None:
+        return None
+    with without_autocast(values):
+        out = values.reshape(-1, values.shape[-1]) @ layer.weight.to(dtype).t()
+        kernel.add_bias_residual_(out, layer.bias, residual.view(out.shape))
+    return out.view(residual.shape)
