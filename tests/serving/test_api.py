@@ -5,6 +5,7 @@ import re
 import struct
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -160,6 +161,15 @@ def test_no_other_origin_is_allowed(client):
     assert "access-control-allow-origin" not in answer.headers
 
 
+def test_everybody_in_a_batch_gets_as_many_classes_as_asked_for(predictor):
+    tops = [1, 4, 2, 3, 1, 2]
+    with client_of(predictor, batch_wait_ms=500, batch_size=len(tops)) as own:
+        with ThreadPoolExecutor(len(tops)) as pool:
+            answers = pool.map(lambda top: own.post(f"/predict?top={top}", content=picture()).json(), tops)
+            assert [len(answer["labels"]) for answer in answers] == tops
+        assert f"scalablevit_batch_size_sum {len(tops)}.0" in own.get("/metrics").text
+
+
 def test_a_token(predictor):
     with client_of(predictor, token="a secret") as own:
         for path in ("/metrics", "/docs", "/openapi.json"):
@@ -221,6 +231,7 @@ def test_faults_of_the_model_are_500_without_a_traceback(predictor):
         ({"timeout_s": 0}, "timeout_s is 0"),
         ({"max_bytes": 0}, "max_bytes"),
         ({"token": ""}, "token is empty"),
+        ({"token": " abc"}, "token begins or ends with a space"),
     ],
 )
 def test_options_that_are_not_possible(options, message):

@@ -12,11 +12,12 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 import scalablevit
 from scalablevit.classification.predictor import Predictor
-from scalablevit.serving.bodies import RefusalResponse, read_image_bytes
+from scalablevit.serving.bodies import BodyLimit, RefusalResponse, read_image_bytes
 from scalablevit.serving.description_page import describe
 from scalablevit.serving.image_service import ImageService
 from scalablevit.serving.metrics import ServerMetrics
@@ -24,7 +25,7 @@ from scalablevit.serving.options import ServingOptions
 from scalablevit.serving.refusal import Refusal
 
 CLIENT_GONE = 499  # nobody reads it; nginx's number for such requests
-OTHER_METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 IMAGE_BODY = {
     "requestBody": {
         "required": True,
@@ -103,6 +104,9 @@ def make_app(predictor: Predictor, options: ServingOptions) -> FastAPI:
     )
     app.state.service = service
     app.add_exception_handler(Refusal, _answer_refusal)
+    # For no origin: a page mounted later would bring its own, which allows all where the server has a name.
+    app.add_middleware(CORSMiddleware, allow_origins=[])
+    app.add_middleware(BodyLimit, max_bytes=options.max_bytes)
     with_token = [Depends(_token_check(options.token))]
     _add_predict(app, service, metrics, with_token)
 
@@ -115,6 +119,9 @@ def make_app(predictor: Predictor, options: ServingOptions) -> FastAPI:
     async def numbers() -> Response:
         """What the server counts, for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    _refuse_other_methods(app, "/health", "GET")
+    _refuse_other_methods(app, "/metrics", "GET")
 
     @app.get("/openapi.json", dependencies=with_token, include_in_schema=False)
     async def schema() -> JSONResponse:
@@ -147,10 +154,7 @@ def _add_predict(app: FastAPI, service: ImageService, metrics: ServerMetrics, de
             {"labels": prediction.labels, "probabilities": prediction.probabilities, "indices": prediction.indices}
         )
 
-    @app.api_route("/predict", methods=OTHER_METHODS, include_in_schema=False)
-    async def wrong_method(request: Request) -> Response:
-        # A page mounted at / would take these as its own.
-        raise Refusal(405, f"{request.method} is not how images are sent: use POST", {"Allow": "POST"})
+    _refuse_other_methods(app, "/predict", "POST")
 
     @app.middleware("http")
     async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -161,6 +165,15 @@ def _add_predict(app: FastAPI, service: ImageService, metrics: ServerMetrics, de
         metrics.seconds.observe(perf_counter() - begin)
         metrics.requests.labels(str(response.status_code)).inc()
         return response
+
+
+def _refuse_other_methods(app: FastAPI, path: str, method: str) -> None:
+    """405 for all methods but one. A page mounted at / would take them as its own."""
+    others = [other for other in METHODS if other != method and not (method == "GET" and other == "HEAD")]
+
+    @app.api_route(path, methods=others, include_in_schema=False)
+    async def wrong_method(request: Request) -> Response:
+        raise Refusal(405, f"{request.method} is not how {path} is asked: use {method}", {"Allow": method})
 
 
 async def _body_in_time(request: Request, options: ServingOptions) -> bytes:

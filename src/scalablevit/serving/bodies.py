@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scalablevit.serving.refusal import Refusal
 
 LINGER_S = 2.0
 LINGER_BYTES = 16_000_000
+FORM_BYTES = 10_000
 
 
 async def read_image_bytes(request: Request, max_bytes: int) -> bytes:
@@ -62,6 +63,41 @@ async def _file_in_form(request: Request, body: bytes) -> bytes:
         return await files[0].read()
     finally:
         await form.close()
+
+
+class BodyLimit:
+    """What keeps the bodies of all requests but those of /predict, which has a limit of its own, below so many bytes.
+
+    Args:
+        app: The application inside.
+        max_bytes: Of an image; what a form puts around it comes on top.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._most = max_bytes + FORM_BYTES
+        self._reason = f"the body is larger than {max_bytes} bytes: send a smaller image"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 413 at once where the length is told, and ends what reads on where it is not."""
+        if scope["type"] != "http" or scope["path"] == "/predict":
+            await self._app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+        if length.isdecimal() and int(length[:20]) > self._most:
+            await RefusalResponse({"detail": self._reason}, 413, {"Connection": "close"})(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._most:
+                raise HTTPException(413, self._reason)
+            return message
+
+        await self._app(scope, counted, send)
 
 
 class RefusalResponse(JSONResponse):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -147,6 +148,16 @@ class ImageService:
             raise Refusal(413, f"the image is {width} x {height}, too thin to be resized: cut it")
 
     def _predict(self, asked: Sequence[Asked]) -> list[Prediction]:
-        return self.predictor.predict_pixels(
-            torch.stack([each.pixels for each in asked]), max(each.top for each in asked)
-        )
+        most = max(each.top for each in asked)
+        predictions = self.predictor.predict_pixels(torch.stack([each.pixels for each in asked]), most)
+        return [_first(prediction, each.top) for prediction, each in zip(predictions, asked, strict=True)]
+
+
+def _first(prediction: Prediction, top: int) -> Prediction:
+    """The most probable classes alone: a batch has as many as the caller who wants most of them."""
+    return replace(
+        prediction,
+        labels=prediction.labels[:top],
+        probabilities=prediction.probabilities[:top],
+        indices=prediction.indices[:top],
+    )

@@ -61,3 +61,5 @@ class ServingOptions:
                 raise ValueError(f"{name} is {value}; it must be {meaning}")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
             raise ValueError("token is empty or has signs that a header cannot hold; give letters, digits and signs")
+        if self.token is not None and self.token != self.token.strip():
+            raise ValueError("token begins or ends with a space, which headers lose: take it away")

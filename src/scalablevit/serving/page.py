@@ -44,13 +44,14 @@ def add_page(app: FastAPI, service: ImageService) -> None:
     def is_right(name: str, password: str) -> bool:
         return token is not None and hmac.compare_digest(password.encode(), token.encode())
 
+    blocks = _blocks(service)
     gradio.mount_gradio_app(
         app,
-        _blocks(service),
+        blocks,
         path="/",
         auth=None if token is None else is_right,
         auth_message="Any name will do; the password is the server's token.",
-        show_error=True,
+        show_error=False,  # what is not meant for users may name files of the server
         max_file_size=service.options.max_bytes,
         ssr_mode=False,
         run_history=False,
@@ -62,6 +63,30 @@ def add_page(app: FastAPI, service: ImageService) -> None:
         ),
         css=_STYLE,
     )
+    # Otherwise Gradio takes itself for private, and copies whatever file of the server a request names.
+    blocks.has_launched = True
+
+
+def _take_uploads_alone(image: Any, max_bytes: int) -> None:
+    """Has a Gradio image take what was uploaded to it, and nothing else that a request may name.
+
+    Not as a class of its own: of each of those Gradio writes a stub file beside the code.
+    """
+    import gradio
+
+    def preprocess(payload: Any) -> str | None:
+        """The path of the uploaded file; what a browser sends as a URL is not looked at."""
+        if payload is None:
+            return None
+        path = Path(payload.path or "").resolve()
+        if not path.is_relative_to(Path(image.GRADIO_CACHE).resolve()) or not path.is_file():
+            raise gradio.Error("This is no uploaded image: upload it again.", print_exception=False)
+        if path.stat().st_size > max_bytes:
+            reason = f"The file is larger than {max_bytes} bytes: take a smaller image."
+            raise gradio.Error(reason, print_exception=False)
+        return str(path)
+
+    image.preprocess = preprocess
 
 
 def _blocks(service: ImageService) -> Any:
@@ -106,6 +131,7 @@ def _blocks(service: ImageService) -> Any:
                 buttons=[],
                 elem_id="given",
             )
+            _take_uploads_alone(given, service.options.max_bytes)
             classes = gradio.Label(num_top_classes=TOP, label="Classes")
         picture = gradio.Image(
             label="What the network looks at",
