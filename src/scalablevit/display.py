@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,7 +27,13 @@ def count_along(items: Iterable[T], total: int) -> Iterator[T]:
     """The items as they come; meanwhile a bar on standard error, if that is a terminal, says how many have come."""
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images,"), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # to this console: what goes into a file or a pipe is not the bar's
+    ) as progress:
         yield from progress.track(items, total=total)
 
 

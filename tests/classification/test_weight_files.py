@@ -91,11 +91,14 @@ def test_mistakes_are_told(theirs, tmp_path):
         {name: each.contiguous() for name, each in scalablevit_nano(2).state_dict().items()}, tmp_path / "a.safetensors"
     )
     (tmp_path / "mine").mkdir()
+    save_model(scalablevit_nano(2), tmp_path / "notes", ["x", "y"])
+    (tmp_path / "notes" / "thesis.txt").write_text("years")
     for destination, options, message in (
         ("new", {"to": "torch"}, "to is 'torch'; it must be one of"),
         ("new", {"to": "vit-pytorch"}, "is written into a file"),
         ("nano", {}, "exists: give another destination, or --overwrite"),
         ("mine", {"overwrite": True}, "was not written by save_model alone"),
+        ("notes", {"overwrite": True}, "holds 'thesis.txt' as well"),
         ("theirs.pt", {"overwrite": True}, "the source itself"),
         ("new", {"model": "scalablevit_nan"}, r"did you mean scalablevit_nano\?"),
         ("new", {"model": "scalablevit_nano"}, "theirs.pt holds no scalablevit_nano|does not|give"),
@@ -104,6 +107,9 @@ def test_mistakes_are_told(theirs, tmp_path):
             convert(source, tmp_path / destination, **options)
     with pytest.raises(ValueError, match="holds parameters alone"):
         convert(tmp_path / "a.safetensors", tmp_path / "new")
+    with pytest.raises(ValueError, match="whose heads and windows are known"):
+        convert(tmp_path / "a.safetensors", tmp_path / "new", model="scalablevit_nano", heads=[99])
+    assert (tmp_path / "notes" / "thesis.txt").read_text() == "years"
     with pytest.raises(ValueError, match="does not exist"):
         convert(tmp_path / "none.pt", tmp_path / "new")
     assert not (tmp_path / "new").exists()

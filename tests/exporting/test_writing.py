@@ -1,5 +1,6 @@
 """Exports as files: what they say of themselves, that they give what the model gives, and what is refused."""
 
+import copy
 import json
 import shutil
 import zipfile
@@ -137,6 +138,7 @@ def test_nothing_is_overwritten_unasked(exports, model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "to", "message"),
     [
+        ("model.ONNX", None, "write the ending in small letters, .onnx"),
         ("model.bin", None, r"whose ending says no kind of export: give --to, or one of .onnx"),
         ("model.onnx", "onxx", r"to is 'onxx' \(did you mean onnx\?\); it must be one of onnx, openvino, pt2, aoti"),
         ("model.onnx", "openvino", r"--to openvino writes a file that ends in .xml"),
@@ -146,6 +148,24 @@ def test_nothing_is_overwritten_unasked(exports, model, tmp_path, monkeypatch):
 def test_places_and_kinds_that_do_not_fit(name, to, message, model, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_export(model, tmp_path / name, to)
+
+
+def test_the_model_stays_as_it_is(model, tmp_path):
+    given = copy.deepcopy(model).double()
+    write_export(given, tmp_path / "model.onnx")
+    assert {parameter.dtype for parameter in given.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize(("size", "message"), [((2, 5), "gives no finite logits"), ((1, 4), "gives no finite logits")])
+def test_what_was_changed_is_run_once_more(size, message, model, tmp_path, monkeypatch):
+    def change(path, description):
+        broken = torch.full(size, float("nan"))
+        monkeypatch.setattr("scalablevit.exporting.opening.OpenedExport.__call__", lambda *_: broken)
+        return description
+
+    with pytest.raises(ValueError, match=message):
+        write_export(model, tmp_path / "model.onnx", change=change)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_program_for_images_smaller_than_it_serves_is_refused(tmp_path):

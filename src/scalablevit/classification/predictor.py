@@ -36,9 +36,10 @@ class Predictor:
     """A trained model that names the classes of images.
 
     Images may be given as paths, folders and patterns such as ``"photos/*.jpg"``; as Pillow images; as arrays (h, w),
-    (h, w, 1), (h, w, 3) or (h, w, 4); as tensors (h, w), (1, h, w) or (3, h, w); as batches of these, with an axis in
-    front; or as any iterable of them, mixed, and endless if need be. In memory, whole numbers of 8 bits go from 0
-    (black) to 255 (white), floating-point numbers from 0 to 1. All are resized and normalised as the model wants it.
+    (h, w, 1), (h, w, 3) or (h, w, 4); as tensors (h, w), (1, h, w) or (3, h, w); as batches (b, h, w, 1, 3 or 4) of
+    arrays or (b, 1 or 3, h, w) of tensors; or as any iterable of them, mixed, and endless if need be. In memory, whole
+    numbers of 8 bits go from 0 (black) to 255 (white), floating-point numbers from 0 to 1. All are resized and
+    normalised as the model wants it.
 
     Args:
         run: A run folder, a folder by `save_model`, the name of a trained model that comes with the package, or a file

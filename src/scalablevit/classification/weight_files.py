@@ -31,6 +31,7 @@ from scalablevit.weights import (
 )
 from scalablevit.weights.layouts import CLASSIFIER, FIRST_CONV, LAYOUT_VERSION, LAYOUTS, OWN_LAYOUT, detect_layout
 
+OWN_FILES = ("config.json", "model.safetensors")  # that save_model writes
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
 TOLERANCE = 1e-4  # of logits, as a fraction of their spread: rounding in float32, in sums of another order
 LARGEST_SIDE = 512  # in pixels, of the images that both sides are run on
@@ -128,6 +129,11 @@ def _check_destination(path: Path, source: Path, to: str, *, overwrite: bool) ->
         raise ValueError(f"{path} exists: give another destination, or --overwrite")
     if path.is_dir() and (is_file or not (path / "config.json").is_file() or (path / "config.yaml").is_file()):
         raise ValueError(f"{path} is a folder that was not written by save_model alone, and is not replaced")
+    others = sorted(each.name for each in path.iterdir() if each.name not in OWN_FILES) if path.is_dir() else []
+    if others:
+        raise ValueError(
+            f"{path} holds {others[0]!r} as well, and would lose it: move that away, or give another folder"
+        )
 
 
 def _read(
@@ -143,6 +149,10 @@ def _read(
         heads = usual["heads"] if heads is None else heads
         window_size = _sequence(usual["window_size"]) if window_size is None else window_size
         return read_initial_weights(source, heads=heads, window_size=window_size)
+    if heads is not None or window_size is not None:
+        raise ValueError(
+            f"{source} is a file of this package, of {model}, whose heads and windows are known: leave them out"
+        )
     # A file of ours does not say which network it is of; its ends say what the variant leaves open.
     classifier = state.get(f"{CLASSIFIER}.weight")
     channels = state[f"{FIRST_CONV}.weight"].shape[1]
@@ -205,7 +215,9 @@ def _check(network: ScalableViT, written: Path, to: str, source: str | Path, lay
     again.load_state_dict(back)
     runs: list[tuple[str, torch.nn.Module]] = [("what was written, in this package", again)]
     for where, side, given in (("source", layout, source), ("result", to, None)):
-        if side == "vit-pytorch" and find_spec("vit_pytorch") is not None:
+        if side == "vit-pytorch" and find_spec("vit_pytorch") is None:
+            checks.append(f"the {where} was not run: vit-pytorch is not installed")
+        elif side == "vit-pytorch":
             theirs = _vit_pytorch(network)
             theirs.load_state_dict(state if given is None else read_weights(given))
             runs.append((f"the {where}, in vit-pytorch", theirs))

@@ -60,6 +60,25 @@ def check_agreement(
     return max(shares)
 
 
+def check_runs(
+    export: OpenedExport, path: Path, channels: int, classes: int, shapes: Sequence[tuple[int, int, int]]
+) -> None:
+    """Has an export of other numbers than its model run on every shape; its accuracy is compared on real images.
+
+    Raises:
+        ValueError: If it fails, or gives what is no number.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for batch, height, width in shapes:
+        where = f"{path} was not written: for {batch} images of {height} x {width} pixels it"
+        try:
+            logits = _run(export, torch.randn(batch, channels, height, width, generator=generator))
+        except Exception as error:  # each runtime has kinds of its own
+            raise ValueError(f"{where} fails ({' '.join(str(error).split())[:200]}): try another --to") from error
+        if logits.shape != (batch, classes) or not bool(logits.isfinite().all()):
+            raise ValueError(f"{where} gives no finite logits ({batch}, {classes}): try another --to")
+
+
 def _run(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     with torch.inference_mode():
         return network(images).float().cpu()

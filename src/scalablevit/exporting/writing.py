@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from scalablevit.exporting.agreement import check_agreement, shapes_to_check
+from scalablevit.exporting.agreement import check_agreement, check_runs, shapes_to_check
 from scalablevit.exporting.description import Arithmetic, Description
 from scalablevit.exporting.onnx_file import export_onnx
 from scalablevit.exporting.opening import open_export
@@ -96,7 +97,9 @@ def choose_target(out: str | Path, to: str | None = None) -> Target:
     Raises:
         ValueError: If `to` is no kind, or the ending of the name is another's.
     """
-    suffix = Path(out).suffix.lower()
+    suffix = Path(out).suffix
+    if suffix != suffix.lower():
+        raise ValueError(f"out is {str(out)!r}: write the ending in small letters, {suffix.lower()}")
     if to is None:
         found = [name for name, kind in KINDS.items() if kind.suffix == suffix]
         if not found:
@@ -166,13 +169,14 @@ def write_export(
         model, smallest_side=smallest_side(model) if kind.is_program else 1, arithmetic=arithmetic
     )
     shapes = _checked_shapes(description, target)
-    model = model.float().cpu()
+    model = copy.deepcopy(model).float().cpu()
     with beside(out) as path:
         with kept_quiet():
             kind.write(model, path, description.to_strings())
         difference = check_agreement(model, open_export(path, precision="fp32"), out, shapes)
         if change is not None:
             description = change(path, description)
+            check_runs(open_export(path), out, model.in_chans, model.num_classes, shapes)
         size = sum(file.stat().st_size for file in files_of(path))
         for file, final in zip(files_of(path), files_of(out), strict=True):
             file.replace(final)
