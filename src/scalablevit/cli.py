@@ -11,10 +11,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -36,6 +36,9 @@ from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
 from scalablevit.recipes import recipe_file, recipe_names
 from scalablevit.suggestions import nearest_name
+
+if TYPE_CHECKING:
+    from scalablevit.explanation import Explanation
 
 DATA_HELP = (
     "A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file with the columns path, label"
@@ -472,19 +475,23 @@ def _explain(arguments: Namespace) -> int:
     points = None if arguments.points is None else parse_points(arguments.points)
     options = {name: arguments[name] for name in ("stages", "heads", "label", "method")}
     out = Path(arguments.out) if arguments.out else default_out(arguments.images)
-    failed, explanations = 0, []
     question = Question(points=points, **options)
-    for each in explain_each(
+    found = explain_each(
         arguments.run, arguments.images, question, out=out, device=arguments.device, overwrite=arguments.overwrite
-    ):
-        if isinstance(each, FailedPrediction):
-            failed += 1
-            print(f"scalablevit: error: {' '.join(each.reason.split())}", file=sys.stderr)
-        else:
-            explanations.append(each)
-            print(f"{each.path}: {each.answer}")
-    if explanations:
-        write(explanations, out, run=arguments.run)
+    )
+    failed = 0
+
+    def told() -> Iterator[Explanation]:
+        nonlocal failed
+        for each in found:
+            if isinstance(each, FailedPrediction):
+                failed += 1
+                print(f"scalablevit: error: {' '.join(each.reason.split())}", file=sys.stderr)
+            else:
+                print(f"{each.path}: {each.answer}")
+                yield each
+
+    if write(told(), out, run=arguments.run):
         print(f"{'Picture' if out.suffix.lower() == '.png' else 'Page'}: {out}")
     return 1 if failed else 0
 

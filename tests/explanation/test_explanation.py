@@ -1,5 +1,8 @@
 """What an explanation holds, against the modules' own outputs, and what it leaves of the model."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from scalablevit.explanation.evidence import find_evidence
 from scalablevit.explanation.forward_pass import run
 from scalablevit.explanation.lattice import HeatMap
 from scalablevit.explanation.windows import interact, window_changes
+from scalablevit.explanation.writing import write
 from scalablevit.preprocessing import Preprocessing
 from scalablevit.weights import save_model
 from tests.networks import all_designs, randomise, small_network
@@ -225,3 +229,21 @@ def test_what_cannot_be_read_is_named(folder):
         explain(folder / "model", folder / "nowhere.png")
     with pytest.raises(ValueError, match="but there are 2 images"):
         explain(folder / "model", folder / "photos", folder / "out.png")
+
+
+def test_a_page_keeps_no_explanation_but_its_panels(subject, photo, tmp_path):
+    made = []
+
+    def explanations():
+        for _ in range(4):
+            gc.collect()
+            assert sum(each() is not None for each in made) <= 2  # the first, which is in hand, and the last
+            explanation = explain_image(subject, photo)
+            made.append(weakref.ref(explanation))
+            yield explanation
+            del explanation
+
+    assert write(explanations(), tmp_path / "page.html", run="run")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<figure>") % 4 == 0
+    assert not write(iter([]), tmp_path / "none.html", run="run")
+    assert not (tmp_path / "none.html").exists()

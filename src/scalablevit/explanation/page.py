@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
@@ -22,11 +22,11 @@ _LEAD = (
 )
 
 
-def render(explanations: Sequence[Explanation], run: str) -> str:
+def render(explanations: Iterable[Explanation], run: str) -> str:
     """The page.
 
     Args:
-        explanations: Of each image.
+        explanations: Of each image, taken one by one.
         run: What the network is called; may be empty.
     """
     name = Path(run).name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from scalablevit.classification.image_inputs import find_files
@@ -37,16 +38,27 @@ def check_out(out: Path, images: int, *, overwrite: bool) -> None:
         raise ValueError(f"{out} exists: give another name, or --overwrite (overwrite=True)")
 
 
-def write(explanations: Sequence[Explanation], out: Path, *, run: str) -> None:
-    """Writes the file, as a whole or not at all; `check_out` comes first."""
+def write(explanations: Iterable[Explanation], out: Path, *, run: str) -> bool:
+    """Writes the file, as a whole or not at all, and for no explanation none; `check_out` comes first.
+
+    Of each explanation the drawn panels alone are kept, so that a page may be of many images.
+
+    Returns:
+        Whether there was any.
+    """
+    coming = iter(explanations)
+    first = next(coming, None)
+    if first is None:
+        return False
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         if out.suffix.lower() == ".png":
-            explanations[0].picture().save(partial, "PNG", optimize=True)
+            first.picture().save(partial, "PNG", optimize=True)
         else:
             from scalablevit.explanation.page import render
 
-            partial.write_text(render(explanations, run), encoding="utf-8", errors="replace")
+            partial.write_text(render(chain([first], coming), run), encoding="utf-8", errors="replace")
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+    return True
