@@ -74,6 +74,7 @@ def _quantise_onnx(path: Path, images: Sequence[np.ndarray[Any, Any]]) -> None:
 
 def _quantise_openvino(path: Path, images: Sequence[np.ndarray[Any, Any]]) -> None:
     import nncf
+    from nncf.quantization.advanced_parameters import QuantizationParameters
 
     quantised = nncf.quantize(
         read_openvino(path),
@@ -81,5 +82,10 @@ def _quantise_openvino(path: Path, images: Sequence[np.ndarray[Any, Any]]) -> No
         preset=nncf.QuantizationPreset.MIXED,  # activations that are not symmetric, weights that are
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(images),
+        # Ranges of whole maps. NNCF takes axis 1 for the channels where a depthwise convolution reads, which is the
+        # height of maps with their channels last: the model would run at the height of the calibration alone.
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            activations_quantization_params=QuantizationParameters(per_channel=False)
+        ),
     )
     save_openvino(quantised, path, {})
