@@ -348,7 +348,13 @@ class PEG(nn.Module):
 def is_plain(module: nn.Module, kind: type[nn.Module] = Linear) -> bool:
     """Whether a call of the module does what its class, `kind`, says, and no more: no adapter in its place, no hook."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    everywhere = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
+    of_all = nn.modules.module
+    everywhere = (
+        of_all._global_forward_hooks,
+        of_all._global_forward_pre_hooks,
+        of_all._global_backward_hooks,
+        of_all._global_backward_pre_hooks,
+    )
     return type(module) is kind and "forward" not in vars(module) and not any((*hooks, *everywhere))
 
 

@@ -145,6 +145,8 @@ def lists_kernel(query: Tensor, key: Tensor, value: Tensor) -> Any:
     """The module whose `attend_to_few` takes these tensors; None if none does."""
     if takes_lists(query, key, value):
         return import_module("scalablevit.kernels.short_attention")
+    if not query.shape[:2] == key.shape[:2] == value.shape[:2] or key.shape[2] != value.shape[2]:
+        return None  # PyTorch broadcasts, or says what is wrong
     return _native(key.shape[2], query, key, value)
 
 

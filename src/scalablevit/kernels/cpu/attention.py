@@ -132,7 +132,16 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
 
 
 def addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    """Of tensors, which must live until the kernel returns; null for None."""
+    """Of tensors, which must live until the kernel returns; null for None.
+
+    Raises:
+        RuntimeError: If one is not in the machine's memory.
+    """
+    for tensor in tensors:
+        if tensor is not None and tensor.device.type != "cpu":
+            raise RuntimeError(
+                f"a parameter is on {tensor.device}, what it is applied to on the CPU: move the one or the other"
+            )
     return [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in tensors]
 
 

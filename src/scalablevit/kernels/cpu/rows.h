@@ -13,9 +13,9 @@ namespace scalablevit {
 constexpr int64_t kAlone = 1 << 14;
 
 // P(X > a) of the normal distribution for a >= 0, as the exponential of a polynomial that was fitted to
-// log(erfc(a / sqrt(2)) / 2) on [0, 9]: a P(X > a) is right to 4e-8. Beyond 9, where it is 1e-19, it stays what it is there.
-inline Vector normal_tail(Vector a) {
-  a = a > 9.0f ? broadcast(9.0f) : a;
+// log(erfc(a / sqrt(2)) / 2) on [0, 9]: a P(X > a) is right to 4e-8. Beyond 9, where it is below 1e-18, it is 0.
+inline Vector normal_tail(Vector distance) {
+  const Vector a = distance > 9.0f ? broadcast(9.0f) : distance;
   Vector p = broadcast(2.586735625698111e-08f);
   p = p * a - 7.367111720668618e-07f;
   p = p * a + 8.908207746571861e-06f;
@@ -27,7 +27,7 @@ inline Vector normal_tail(Vector a) {
   p = p * a + 0.31830766797065735f;
   p = p * a + 0.7978847622871399f;
   p = p * a + 0.6931471805599453f;
-  return exponential(-p);
+  return distance > 9.0f ? Vector{} : exponential(-p);
 }
 
 // P(X <= x); the exact GELU is x times that.
@@ -45,8 +45,8 @@ inline Vector gelu(Vector x) {
 // to come. Half as many operations.
 template <>
 inline Vector gelu<BFloat16>(Vector x) {
-  Vector a = x < 0.0f ? -x : x;
-  a = a > 9.0f ? broadcast(9.0f) : a;
+  const Vector distance = x < 0.0f ? -x : x;
+  const Vector a = distance > 9.0f ? broadcast(9.0f) : distance;
   Vector q = broadcast(-9.77754725e-07f);
   q = q * a + 4.03973096e-05f;
   q = q * a - 7.23607668e-04f;
@@ -61,7 +61,7 @@ inline Vector gelu<BFloat16>(Vector x) {
   p = p * r + 2.42611120e-01f;
   p = p * r + 6.93260990e-01f;
   p = p * r + 9.99928074e-01f;
-  const Vector tail = p * (Vector)((Integers)shifted << 23);
+  const Vector tail = distance > 9.0f ? Vector{} : p * (Vector)((Integers)shifted << 23);
   return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
