@@ -4,9 +4,11 @@ import pickle
 import pytest
 import timm.models
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalablevit import ScalableViT
 from scalablevit.design import PAPER
+from scalablevit.kernels import use_native
 from tests.networks import MIXED_DESIGNS, all_designs, randomise, small_network
 
 DESIGNS = pytest.mark.parametrize("design", all_designs())
@@ -374,3 +376,19 @@ def test_torchscript_traces_can_be_saved(design, images, tmp_path):
     torch.jit.trace(model, images, check_trace=False).save(str(tmp_path / "traced.pt"))
     loaded = torch.jit.load(str(tmp_path / "traced.pt"))
     torch.testing.assert_close(loaded(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives_and_many_gradients_at_once():
+    model = randomise(small_network()).eval()
+    images = torch.randn(1, 3, 20, 24)
+    one_by_one = torch.autograd.functional.jacobian(model, images)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(model, images, vectorize=True), one_by_one)
+    images.requires_grad_()
+
+    def penalty():
+        (grad,) = torch.autograd.grad(model(images).square().sum(), images, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), images)[0]
+
+    with use_native(False), sdpa_kernel(SDPBackend.MATH):
+        expected = penalty()
+    torch.testing.assert_close(penalty(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.selection import is_wanted, rows_kernel
 from scalablevit.layers import Branch, Linear, is_eager, is_plain
 from scalablevit.recomputation import (
@@ -200,7 +201,7 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         arguments, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
         with without_autocast(grad):
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() or is_batched(grad):
                 plain = functools.partial(_plain, ctx.settings)
                 return None, *differentiable_gradients(plain, arguments, grad, needs)
             return None, *_gradients(grad, ctx.settings, *arguments, needs=needs)

@@ -133,9 +133,12 @@ def differentiable_gradients(
     plain: Callable[..., Any], arguments: Sequence[Any], grads: Any, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``plain(*arguments)``, for second derivatives, by what autograd can record."""
-    aliases = [
-        argument.view_as(argument) if needed else argument for argument, needed in zip(arguments, needs, strict=True)
-    ]
-    wanted = [alias for alias, needed in zip(aliases, needs, strict=True) if needed]  # not through one to another
-    found = iter(torch.autograd.grad(plain(*aliases), wanted, grads, create_graph=True))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = [
+            argument.view_as(argument) if needed else argument
+            for argument, needed in zip(arguments, needs, strict=True)
+        ]
+        wanted = [alias for alias, needed in zip(aliases, needs, strict=True) if needed]  # not through one to another
+        found = iter(torch.autograd.grad(plain(*aliases), wanted, grads, create_graph=create_graph))
     return tuple(next(found) if needed else None for needed in needs)

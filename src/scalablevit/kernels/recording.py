@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def call_kernel(
@@ -35,6 +36,12 @@ def call_kernel(
     return forward(*tensors)
 
 
+def is_batched(grad: Tensor) -> bool:
+    """Whether these are several gradients at once, as in a vectorised Jacobian, which have no address in memory."""
+    of = torch._C._functorch
+    return of.is_batchedtensor(grad) or of.is_legacy_batchedtensor(grad)
+
+
 class _Recorded(torch.autograd.Function):
     """A step that keeps its inputs alone."""
 
@@ -54,9 +61,12 @@ class _Recorded(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         backward, plain = ctx.bodies
         tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not is_batched(grad):
             return None, None, None, *backward(grad, *tensors)
-        aliases = [x.view_as(x) for x in tensors]  # one tensor may be there twice
-        wanted = [x for x, needed in zip(aliases, needs, strict=True) if needed]
-        found = iter(torch.autograd.grad(plain(*aliases), wanted, grad, create_graph=True))
+        create_graph = torch.is_grad_enabled()
+        # PyTorch's fused attention has no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            aliases = [x.view_as(x) for x in tensors]  # one tensor may be there twice
+            wanted = [x for x, needed in zip(aliases, needs, strict=True) if needed]
+            found = iter(torch.autograd.grad(plain(*aliases), wanted, grad, create_graph=create_graph))
         return None, None, None, *(next(found) if needed else None for needed in needs)
