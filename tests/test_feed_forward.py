@@ -32,7 +32,7 @@ def test_the_feed_forward_under_autocast_has_gradients_in_the_type_of_the_weight
         out = ff(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # its cache of weights in bfloat16 is per context
         expected = ff._apply_layers(x)
-    assert torch.equal(out, expected)
+    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)  # kernels round less often than PyTorch's layers
     for one, other in zip(
         torch.autograd.grad(out.float().sum(), list(ff.parameters())),
         torch.autograd.grad(expected.float().sum(), list(ff.parameters())),

@@ -20,7 +20,7 @@ from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.layers import Branch, CellConv2d, Linear, MapConv2d, PointwiseConv, is_plain, is_plain_with, linear
 from scalablevit.projections import Projection, is_worthwhile, normed_projections
 from scalablevit.recomputation import norm_of
-from scalablevit.residual_stream import add_projected, normed
+from scalablevit.residual_stream import add_projected, normed, normed_linear
 from scalablevit.windows import partition, window_attention
 
 # One node each in symbolic traces, where sizes are unknown.
@@ -272,7 +272,9 @@ class InteractiveWindowedSelfAttention(Branch):
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
         parameters, projections = (norm_of(norm), self._projections()) if torch.is_grad_enabled() else (None, None)
         if parameters is None or not projections or not is_worthwhile(x, parameters, projections):
-            query_key, value = self._project(normed(norm, x))
+            layer = self.to_qkv
+            found = normed_linear(norm, x, layer.weight, layer.bias, self.widths) if is_plain(layer) else None
+            query_key, value = self._project(normed(norm, x)) if found is None else found
         else:
             query_key, value = normed_projections(x, parameters, projections)
         attended = self._attend_and_interact(query_key, value)

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalablevit.kernels.recording import is_batched
-from scalablevit.kernels.selection import is_wanted, rows_kernel
+from scalablevit.kernels.selection import is_wanted, products_kernel, rows_kernel
 from scalablevit.layers import Branch, Linear, is_eager, is_plain
+from scalablevit.products import product
 from scalablevit.recomputation import (
     Norm,
     Total,
@@ -228,11 +229,16 @@ def _forward(
     norm_bias: Tensor | None,
     *parameters: Tensor,
 ) -> Tensor:
-    weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     rows = x.reshape(-1, x.shape[-1])
     dtype = torch.promote_types(x.dtype, settings.dtype) if settings.residual else settings.dtype
-    out = x.new_empty(*x.shape[:-1], weight2.shape[0], dtype=dtype)  # no view of another: hooks may change it in place
-    out_rows = out.view(-1, weight2.shape[0])
+    out = x.new_empty(x.shape, dtype=dtype)  # no view of another: hooks may change it in place
+    out_rows = out.view(-1, x.shape[-1])
+    on_tiles = products_kernel(rows, settings.dtype, *parameters)
+    if on_tiles is not None and rows.is_contiguous():
+        norm = None if norm_weight is None else (norm_weight, norm_bias, settings.eps)
+        on_tiles.feed_forward(rows, norm, parameters, out_rows, residual=settings.residual)
+        return out
+    weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     kernel = rows_kernel(rows, settings.dtype)
     for part in _slices(rows, width=weight1.shape[0], dtype=settings.dtype):
         if kernel is not None:
@@ -289,9 +295,9 @@ def _gradients(
         read = normed.to(settings.dtype)
         grad_out = grad_rows[part].to(settings.dtype)
         bias2_total.add_rows(grad_out)
-        grad_hidden = grad_out @ weight2
+        grad_hidden = product(grad_out, weight2)
         if kernel is not None:
-            activated = read @ weight1.t()
+            activated = product(read, weight1.t())
             kernel.differentiate_gelu_(grad_hidden, activated, parameters[1])
         else:
             hidden = _linear(read, weight1, bias1)
@@ -304,7 +310,7 @@ def _gradients(
         weight1_total.add_product(grad_hidden, read)
         if not any(needs[:3]):
             continue
-        grad_read = grad_hidden @ weight1
+        grad_read = product(grad_hidden, weight1)
         of_norm = norm_gradients(grad_read, rows[part], mean, rstd, norm_weight, norm_bias, needs[:3])
         norm_weight_total.add(of_norm[1])
         norm_bias_total.add(of_norm[2])

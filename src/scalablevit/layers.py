@@ -14,6 +14,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.products import linear_on_tiles
+
 
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al., arXiv:1603.09382): in training, drops a sample's branch with probability `rate`.
@@ -286,6 +288,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.jit.is_scripting():
         return F.linear(x, weight, bias)
     else:
+        out = linear_on_tiles(x, weight, bias) if is_eager(x) else None
+        if out is not None:
+            return out
         if bias is None or x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
             return F.linear(x, weight, bias)
         if torch.is_autocast_enabled("cpu"):

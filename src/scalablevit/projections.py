@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.layers import cell_convolution_gradients, linear
+from scalablevit.products import product
 from scalablevit.recomputation import (
     Norm,
     Total,
@@ -147,9 +148,9 @@ def _linear_gradients(
     grad_rows = grad.reshape(-1, weight.shape[0])
     grad_read = None
     if needs[0]:
-        grad_read = grad_rows @ weight
+        grad_read = product(grad_rows, weight)
         grad_read = grad_read.view(read.shape) if cell == 1 else _map_of_cells(grad_read, read.shape, cell)
-    return grad_read, grad_rows.t() @ rows if needs[1] else None, grad_rows.sum(0) if needs[2] else None
+    return grad_read, product(grad_rows.t(), rows) if needs[1] else None, grad_rows.sum(0) if needs[2] else None
 
 
 def _cells(x: Tensor, cell: int) -> Tensor:

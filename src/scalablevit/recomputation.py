@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.layers import is_eager
+from scalablevit.products import add_product_
 
 
 class Norm(NamedTuple):
@@ -120,10 +121,12 @@ class Total:
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
         """left^T @ right, for two tensors of as many rows."""
-        if self._sum is not None and self._sum.dtype == left.dtype:
-            self._sum.addmm_(left.t(), right)
-        elif self._dtype is not None:
-            self.add(left.t() @ right)
+        if self._dtype is None:
+            return
+        if self._sum is None:
+            size = left.shape[1], right.shape[1]
+            self._sum = left.new_zeros(size, dtype=torch.promote_types(left.dtype, torch.float32))
+        add_product_(self._sum, left.t(), right)
 
     def result(self) -> Tensor | None:
         return None if self._sum is None or self._dtype is None else self._sum.to(self._dtype)

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from scalablevit.kernels.selection import rows_kernel
+from scalablevit.kernels.selection import products_kernel, rows_kernel
 from scalablevit.layers import Linear, is_plain
 from scalablevit.recomputation import is_recorded, may_recompute, norm_of, product_dtype, without_autocast
 
@@ -29,6 +29,35 @@ def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     if kernel is None:
         return cast(Tensor, norm(x))
     return cast(Tensor, kernel.normalise(x.view(-1, x.shape[-1]), *parameters)).view(x.shape)
+
+
+def normed_linear(
+    norm: nn.LayerNorm, x: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int]
+) -> tuple[Tensor, Tensor] | None:
+    """What a linear layer gives for ``norm(x)``, in two parts of so many channels; None where no kernel does all that.
+
+    Args:
+        norm: Plain, over the channels.
+        x: (b, h, w, c).
+        weight: (f, c), of the layer.
+        bias: (f).
+        widths: Two, f together.
+
+    Returns:
+        (b, h, w, widths[0]) and (b, h, w, widths[1]).
+    """
+    parameters = norm_of(norm)
+    if parameters is None or widths[0] % 32 or not may_recompute(x):
+        return None
+    if is_recorded(x, norm.weight, norm.bias, weight, bias):
+        return None
+    dtype = product_dtype(x, parameters, (weight, bias))
+    kernel = None if dtype is None else products_kernel(x, dtype, weight, bias, norm.weight, norm.bias)
+    if kernel is None or not x.is_contiguous():
+        return None
+    rows = x.view(-1, x.shape[-1])
+    first, second = kernel.linear(rows, weight, bias, norm=parameters, first_columns=widths[0])
+    return first.view(*x.shape[:-1], -1), second.view(*x.shape[:-1], -1)
 
 
 def add_projected(residual: Tensor | None, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor:
@@ -54,10 +83,17 @@ def _add_natively(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: 
     if is_recorded(residual, values, layer.weight, layer.bias):
         return None
     dtype = product_dtype(values, None, (layer.weight, layer.bias))
-    kernel = rows_kernel(residual, dtype) if dtype is not None and values.dtype == dtype else None
+    if dtype is None or values.dtype != dtype:
+        return None
+    rows = values.reshape(-1, values.shape[-1])
+    on_tiles = products_kernel(rows, dtype, layer.weight, layer.bias) if residual.dtype == dtype else None
+    if on_tiles is not None and residual.is_contiguous() and rows.is_contiguous():
+        stream = residual.view(-1, residual.shape[-1])
+        return cast(Tensor, on_tiles.linear(rows, layer.weight, layer.bias, residual=stream)[0]).view(residual.shape)
+    kernel = rows_kernel(residual, dtype)
     if kernel is None:
         return None
     with without_autocast(values):
-        out = values.reshape(-1, values.shape[-1]) @ layer.weight.to(dtype).t()
+        out = rows @ layer.weight.to(dtype).t()
         kernel.add_bias_residual_(out, layer.bias, residual.view(out.shape))
     return out.view(residual.shape)

@@ -157,6 +157,20 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
     return import_module("scalablevit.kernels.cpu.rows")
 
 
+def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> Any:
+    """The module with products on a processor's tiles, for x in products of `dtype` with such parameters; or None."""
+    if dtype != x.dtype or _native(1, x) is None or not _has_tiles():
+        return None
+    for parameter in parameters:
+        if parameter is None:
+            continue
+        if type(parameter) not in (Tensor, torch.nn.Parameter) or parameter.device != x.device:
+            return None
+        if parameter.dtype not in (x.dtype, torch.float32) or not parameter.is_contiguous():
+            return None
+    return import_module("scalablevit.kernels.cpu.products")
+
+
 def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
     """Whether the Triton window attention kernels run on (b, h, w, 2 * n * d) and (b, h, w, n * d')."""
     if not (_choices["triton"] is True and _can_run(query_key, value)):
@@ -226,6 +240,14 @@ def _has_library() -> bool:
     from scalablevit.kernels.cpu.compilation import library
 
     return library() is not None
+
+
+def _has_tiles() -> bool:
+    """Whether the processor multiplies matrices in tiles (Intel's AMX), and lets this process do so."""
+    from scalablevit.kernels.cpu.compilation import library
+
+    kernels = library()
+    return kernels is not None and kernels.has_tiles() == 1
 
 
 # torch.compile asks while it traces, and does not look inside. This is what torch.compiler.assume_constant_result does,

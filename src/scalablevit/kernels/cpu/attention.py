@@ -124,11 +124,13 @@ def attend_to_few_backward(
     return gradients[0], gradients[1], gradients[2]
 
 
-def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Calls a kernel for tensors of a type; the number of threads comes last."""
+def call(name: str, dtype: torch.dtype | tuple[torch.dtype, ...], *arguments: Any) -> None:
+    """Calls a kernel for tensors of a type, or of several; the number of threads comes last."""
     kernels = library()
     assert kernels is not None
-    getattr(kernels, f"{name}_{str(dtype).removeprefix('torch.')}")(*arguments, torch.get_num_threads())
+    types = dtype if isinstance(dtype, tuple) else (dtype,)
+    suffix = "_".join(str(one).removeprefix("torch.") for one in types)
+    getattr(kernels, f"{name}_{suffix}")(*arguments, torch.get_num_threads())
 
 
 def addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p]:

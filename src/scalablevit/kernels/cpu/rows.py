@@ -17,32 +17,33 @@ from scalablevit.kernels.cpu.attention import addresses, call
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the channels."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    weight, bias = _float(weight), _float(bias)
+    weight, bias = as_float(weight), as_float(bias)
     call("normalise", x.dtype, *addresses(x, weight, bias, out), *_sizes(x), ctypes.c_float(eps))
     return out
 
 
 def add_bias_gelu_(x: Tensor, bias: Tensor) -> Tensor:
     """gelu(x + bias), in place."""
-    bias = _float(bias)
+    bias = as_float(bias)
     call("add_bias_gelu", x.dtype, *addresses(x, bias), *_sizes(x))
     return x
 
 
 def differentiate_gelu_(grad: Tensor, x: Tensor, bias: Tensor) -> None:
     """From the gradient for gelu(x + bias) that for x, in place; and in the place of x gelu(x + bias)."""
-    bias = _float(bias)
+    bias = as_float(bias)
     call("differentiate_gelu", x.dtype, *addresses(grad, x, bias), *_sizes(x))
 
 
 def add_bias_residual_(x: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
     """The sum of x, bias and residual, in place."""
-    bias = _float(bias)
+    bias = as_float(bias)
     call("add_bias_residual", x.dtype, *addresses(x, bias, residual), *_sizes(x))
     return x
 
 
-def _float(parameter: Tensor) -> Tensor:
+def as_float(parameter: Tensor) -> Tensor:
+    """A parameter as the kernels read it."""
     return parameter.detach().float().contiguous()
 
 

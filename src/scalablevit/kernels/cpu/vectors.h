@@ -7,7 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -104,6 +104,14 @@ inline void store_some(T* p, Vector v, int count) {
   T buffer[kLanes];
   store(buffer, v);
   std::memcpy(p, buffer, count * sizeof(T));
+}
+
+// Calls `body(i, count)` for each vector of a row of so many elements: at i, with kLanes of them, the last with fewer.
+template <typename Body>
+inline void for_each_vector(int width, Body body) {
+  int i = 0;
+  for (; i + kLanes <= width; i += kLanes) body(i, kLanes);
+  if (i < width) body(i, width - i);
 }
 
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }

@@ -1,0 +1,121 @@
+"""Calls the C++ kernels for products of matrices, on the tiles of processors that have them (`tiles.h`, `products.h`).
+
+Axes: rows are positions, c channels. Tensors are on a CPU, of types that `selection.products_kernel` was asked about.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from scalablevit.kernels.cpu.attention import addresses, call
+from scalablevit.kernels.cpu.rows import as_float
+
+NormParameters = tuple[Tensor, Tensor, float]  # weight (c), bias (c), eps
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    norm: NormParameters | None = None,
+    residual: Tensor | None = None,
+    first_columns: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``residual + norm(x) @ weight^T + bias``, in two parts where the first is to have so many columns.
+
+    Args:
+        x: (rows, c), contiguous.
+        weight: (c', c), contiguous, of the type of x or float32.
+        bias: (c').
+        norm: The norm that x goes through first.
+        residual: (rows, c'), contiguous, of the type of x.
+        first_columns: A multiple of 32; None for c'.
+
+    Returns:
+        (rows, first_columns) and (rows, c' - first_columns).
+    """
+    rows, columns = x.shape[0], weight.shape[0]
+    first = columns if first_columns is None else first_columns
+    out, second = (torch.empty((rows, wide), dtype=x.dtype) for wide in (first, columns - first))
+    norm_weight, norm_bias, eps = _norm(norm)
+    weight, bias = weight.detach(), None if bias is None else as_float(bias)
+    call(
+        "linear",
+        (x.dtype, weight.dtype),
+        *addresses(x, norm_weight, norm_bias, weight, bias, residual, out, second),
+        ctypes.c_int64(rows),
+        x.shape[1],
+        columns,
+        first,
+        ctypes.c_float(eps),
+    )
+    return out, second
+
+
+def feed_forward(
+    x: Tensor,
+    norm: NormParameters | None,
+    layers: tuple[Tensor, Tensor, Tensor, Tensor],
+    out: Tensor,
+    *,
+    residual: bool,
+) -> None:
+    """``linear(gelu(linear(norm(x))))``, plus x if wanted, into `out`.
+
+    Args:
+        x: (rows, c), contiguous.
+        norm: The norm that x goes through first.
+        layers: Weight (f, c) and bias (f) of the first, (c, f) and (c) of the second layer. Weights are contiguous, of
+            the type of x or float32.
+        out: (rows, c), contiguous, of the type of x.
+        residual: Whether x is added.
+    """
+    weight1, bias1, weight2, bias2 = layers
+    bias1, bias2 = as_float(bias1), as_float(bias2)
+    norm_weight, norm_bias, eps = _norm(norm)
+    call(
+        "feed_forward",
+        (x.dtype, weight1.dtype),
+        *addresses(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, out),
+        ctypes.c_int64(x.shape[0]),
+        x.shape[1],
+        weight1.shape[0],
+        ctypes.c_float(eps),
+        int(residual),
+    )
+
+
+def multiply(left: Tensor, right: Tensor, out: Tensor | None = None, *, adds: bool = False) -> Tensor:
+    """``left @ right``, or that added to `out`, of (m, k) and (k, n) of one type.
+
+    Args:
+        left: (m, k); one of the axes has stride 1, or is made to have it.
+        right: (k, n), likewise.
+        out: (m, n), rows contiguous, of the type of both or float32; None for a new one of their type.
+        adds: Whether the product is added to `out`.
+    """
+    if out is None:
+        out = torch.empty((left.shape[0], right.shape[1]), dtype=left.dtype)
+    left, right = _with_a_unit_stride(left), _with_a_unit_stride(right)
+    call(
+        "multiply",
+        (left.dtype, out.dtype),
+        *addresses(left, right, out),
+        *(ctypes.c_int64(size) for size in (left.shape[0], right.shape[1], left.shape[1])),
+        (ctypes.c_int64 * 4)(*left.stride(), *reversed(right.stride())),
+        ctypes.c_int64(out.stride(0)),
+        int(adds),
+    )
+    return out
+
+
+def _norm(norm: NormParameters | None) -> tuple[Tensor | None, Tensor | None, float]:
+    return (None, None, 0.0) if norm is None else (as_float(norm[0]), as_float(norm[1]), norm[2])
+
+
+def _with_a_unit_stride(x: Tensor) -> Tensor:
+    return x if 1 in x.stride() else x.contiguous()

@@ -1,0 +1,155 @@
+"""Products of matrices on tiles, of the processor where it has them and emulated in plain loops, against float64."""
+
+import ctypes
+import subprocess
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scalablevit.kernels.cpu import attention, compilation, products
+
+# Sides around those of a tile (16, 32) and of what is packed at once, which nothing divides.
+SHAPES = [(1, 1, 1), (5, 40, 7), (16, 32, 32), (33, 31, 65), (70, 80, 33), (49, 96, 160), (300, 64, 48)]
+TYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)]
+
+
+@pytest.fixture(scope="module", params=["processor", "emulated"])
+def library(request, tmp_path_factory):
+    compiler = compilation.find_compiler()
+    if compiler is None:
+        pytest.skip("no compiler")
+    if request.param == "processor":
+        kernels = compilation.library()
+    else:
+        path = tmp_path_factory.mktemp("library") / "kernels.so"
+        flags = [flag if flag != "-O3" else "-O1" for flag in compilation.FLAGS]
+        source = str(compilation.SOURCES / "kernels.cpp")
+        command = [compiler, *flags, "-DSCALABLEVIT_EMULATED_TILES", "-Wno-psabi", source, "-o", str(path)]
+        subprocess.run(command, capture_output=True, check=True)
+        kernels = ctypes.CDLL(str(path))
+    if not kernels.has_tiles():
+        pytest.skip("a processor without tiles")
+    return kernels
+
+
+@pytest.fixture(autouse=True)
+def kernels(library, monkeypatch):
+    monkeypatch.setattr(attention, "library", lambda: library)
+
+
+@pytest.fixture(params=TYPES, ids=lambda types: "-".join(str(one).removeprefix("torch.") for one in types))
+def types(request):
+    torch.manual_seed(0)
+    return request.param
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def shape(request):
+    return request.param
+
+
+def error_of(found, expected):
+    """The largest, in units of what sums of so many such numbers are rounded by."""
+    unit = 2**-8 if found.dtype == torch.bfloat16 else 2**-23
+    return float((found.double() - expected).abs().max() / expected.abs().max().clamp_min(1.0) / unit)
+
+
+def test_a_linear_layer(types, shape):
+    rows, width, columns = shape
+    x, weight = torch.randn(rows, width).to(types[0]), torch.randn(columns, width).div(width**0.5).to(types[1])
+    norm_weight, norm_bias, bias = torch.rand(width) + 0.5, torch.randn(width), torch.randn(columns)
+    residual = torch.randn(rows, columns).to(types[0])
+    read_weight = weight.to(types[0]).double()
+    plain = x.double() @ read_weight.t()
+    assert error_of(products.linear(x, weight, None)[0], plain) <= 2
+    assert error_of(products.linear(x, weight, bias)[0], plain + bias.double()) <= 2
+    found = products.linear(x, weight, bias, residual=residual)[0]
+    assert error_of(found, plain + bias.double() + residual.double()) <= 2
+    normed = F.layer_norm(x.double(), (width,), norm_weight.double(), norm_bias.double(), 1e-5)
+    found = products.linear(x, weight, bias, norm=(norm_weight, norm_bias, 1e-5))[0]
+    assert error_of(found, normed @ read_weight.t() + bias.double()) <= 4  # what the norm gives is rounded, too
+
+
+def test_a_linear_layer_in_two_parts(types):
+    x, weight, bias = torch.randn(50, 40).to(types[0]), torch.randn(104, 40).to(types[1]), torch.randn(104)
+    first, second = products.linear(x, weight, bias, first_columns=64)
+    assert torch.equal(torch.cat([first, second], 1), products.linear(x, weight, bias)[0])
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_a_feed_forward(types, shape, residual, with_norm):
+    rows, width, hidden = shape[0], shape[1], 4 * shape[1] + shape[2]
+    x, out = torch.randn(rows, width).to(types[0]), torch.full((rows, width), torch.nan).to(types[0])
+    weight1 = torch.randn(hidden, width).div(width**0.5).to(types[1])
+    weight2 = torch.randn(width, hidden).div(hidden**0.5).to(types[1])
+    bias1, bias2, norm = torch.randn(hidden), torch.randn(width), (torch.rand(width) + 0.5, torch.randn(width), 1e-5)
+    layers = weight1, bias1, weight2, bias2
+    products.feed_forward(x, norm if with_norm else None, layers, out, residual=residual)
+    read = x.double()
+    if with_norm:
+        read = F.layer_norm(read, (width,), norm[0].double(), norm[1].double(), norm[2])
+    weight1, weight2 = (weight.to(types[0]).double() for weight in (weight1, weight2))
+    expected = F.gelu(read @ weight1.t() + bias1.double()) @ weight2.t() + bias2.double()
+    assert error_of(out, expected + x.double() if residual else expected) <= 4
+
+
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_product(shape, dtype, turned):
+    torch.manual_seed(1)
+    rows, length, columns = shape
+    left = torch.randn((length, rows) if turned[0] else (rows, length)).to(dtype)
+    right = torch.randn((columns, length) if turned[1] else (length, columns)).to(dtype)
+    left, right = left.t() if turned[0] else left, right.t() if turned[1] else right
+    expected = left.double() @ right.double()
+    assert error_of(products.multiply(left, right), expected) <= 3
+    total = torch.randn(rows, columns + 3)[:, :columns]  # float32, rows further apart
+    expected = expected + total.double()
+    assert products.multiply(left, right, total, adds=True) is total
+    assert error_of(total, expected) <= 3
+
+
+def test_long_sums_are_made_in_parts():
+    torch.manual_seed(2)
+    left, right = torch.randn(17, 2500), torch.randn(2500, 40)
+    error = error_of(products.multiply(left, right), left.double() @ right.double())
+    assert error <= max(4, 2 * error_of(left @ right, left.double() @ right.double()))
+
+
+def test_float32_is_as_right_as_sums_one_by_one_over_its_whole_range():
+    torch.manual_seed(3)
+    for scale in (2.0**-50, 1.0, 2.0**50):
+        # Numbers of very different size beside each other, whose small parts count where the large ones cancel.
+        left = torch.randn(64, 256) * torch.exp2(torch.randint(-12, 13, (64, 256)).float()) * scale
+        right = torch.randn(256, 64) * torch.exp2(torch.randint(-12, 13, (256, 64)).float())
+        expected = left.double() @ right.double()
+        most = left.double().abs() @ right.double().abs()  # what roundings are relative to
+        ours, theirs = (((found - expected).abs() / most) for found in (products.multiply(left, right), left @ right))
+        assert ours.max() <= 2**-20
+        assert ours.square().mean().sqrt() <= 1.2 * theirs.square().mean().sqrt()
+
+
+def test_what_is_no_number_stays_none():
+    left, right = torch.ones(3, 40), torch.ones(40, 5)
+    left[1, 7] = torch.nan
+    left[2, 3] = torch.inf
+    found = products.multiply(left, right)
+    assert found[0].isfinite().all()
+    assert found[1].isnan().all()
+    assert not found[2].isfinite().any()
+
+
+def test_threads_give_the_same_bits():
+    x, weight = torch.randn(200, 64), torch.randn(96, 64)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(products.linear(x, weight, None)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

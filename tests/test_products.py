@@ -1,0 +1,111 @@
+"""Linear layers and products on a processor's tiles, against PyTorch's; what the kernels give is in tests/kernels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scalablevit.kernels import selection, use_native
+from scalablevit.layers import Linear
+from scalablevit.products import add_product_, linear_on_tiles, product
+from scalablevit.residual_stream import add_projected, normed_linear
+
+pytestmark = pytest.mark.skipif(not selection._has_tiles(), reason="a processor without tiles")
+
+TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=TOLERANCES, ids=str)
+def dtype(request):
+    torch.manual_seed(0)
+    return request.param
+
+
+def near(found, expected, dtype):
+    return bool((found.double() - expected).norm() <= TOLERANCES[dtype] * expected.norm())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_and_its_gradients(dtype, bias):
+    layer = Linear(40, 72, bias=bias).to(dtype)
+    exact = nn.Linear(40, 72, bias=bias).double()
+    exact.load_state_dict({name: value.double() for name, value in layer.state_dict().items()})
+    x, grad = torch.randn(2, 5, 7, 40).to(dtype).requires_grad_(), torch.randn(2, 5, 7, 72).to(dtype)
+    assert type(linear_on_tiles(x, layer.weight, layer.bias).grad_fn).__name__ == "ViewBackward0"
+    out, expected = layer(x), exact(x.double())
+    assert near(out.detach(), expected.detach(), dtype)
+    found = torch.autograd.grad(out, [x, *layer.parameters()], grad)
+    wanted = torch.autograd.grad(expected, [x, *exact.parameters()], grad.double())
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == dtype
+        assert near(one, other, dtype)
+    with torch.no_grad():
+        assert torch.equal(layer(x), out)
+
+
+def test_autocast_gives_gradients_in_the_type_of_the_weights():
+    layer, x = Linear(40, 72), torch.randn(3, 40, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, half = layer(x), layer(x.bfloat16())
+    assert mixed.dtype == half.dtype == torch.bfloat16
+    weight, of_x = torch.autograd.grad(half.float().sum(), [layer.weight, x])
+    assert weight.dtype == of_x.dtype == torch.float32
+    assert near(of_x, layer.weight.double().sum(0).expand(3, -1), torch.bfloat16)
+
+
+def test_second_derivatives():
+    layer, x = Linear(5, 3), torch.randn(4, 5, requires_grad=True)
+    found = []
+    for function in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
+        (first,) = torch.autograd.grad(function(x).sin().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), [x, layer.weight]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_vectorised_jacobian():
+    layer, x = Linear(5, 3), torch.randn(5)
+    found = torch.autograd.functional.jacobian(lambda x: layer(x[None])[0], x, vectorize=True)
+    torch.testing.assert_close(found, layer.weight.detach())
+
+
+def test_wrong_widths_are_pytorchs_to_tell_of():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Linear(5, 3)(torch.randn(2, 4))
+
+
+def test_types_that_do_not_go_together_are_pytorchs_to_tell_of():
+    with pytest.raises(RuntimeError, match="dtype"):
+        Linear(5, 3)(torch.randn(2, 5, dtype=torch.bfloat16))
+
+
+def test_products(dtype):
+    left, right = torch.randn(70, 33).to(dtype), torch.randn(33, 50).to(dtype)
+    assert near(product(left, right), left.double() @ right.double(), dtype)
+    total = torch.randn(70, 50)
+    expected = total.double() + left.double() @ right.double()
+    add_product_(total, left, right)
+    assert near(total, expected, dtype)
+    with use_native(False):
+        assert torch.equal(product(left, right), left @ right)
+
+
+def test_norm_and_layer_at_once(dtype):
+    norm, layer = nn.LayerNorm(48).to(dtype), Linear(48, 160).to(dtype)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    x = torch.randn(2, 5, 7, 48).to(dtype)
+    assert normed_linear(norm, x, layer.weight, layer.bias, [64, 96]) is None  # recorded
+    with torch.no_grad():
+        found = torch.cat(normed_linear(norm, x, layer.weight, layer.bias, [64, 96]), -1)
+        assert normed_linear(norm, x, layer.weight, layer.bias, [63, 97]) is None
+    assert near(found, layer.double()(norm.double()(x.double())).detach(), dtype)
+
+
+def test_layer_and_residual_stream_at_once(dtype):
+    layer, dropout = Linear(40, 24).to(dtype), nn.Dropout(0.5).eval()
+    residual, values = torch.randn(2, 5, 7, 24).to(dtype), torch.randn(2, 5, 7, 40).to(dtype)
+    kept = residual.clone()
+    with torch.no_grad():
+        found = add_projected(residual, layer, dropout, values)
+    assert torch.equal(residual, kept)
+    assert near(found, residual.double() + layer.double()(values.double()).detach(), dtype)
