@@ -15,6 +15,12 @@ pytestmark = pytest.mark.skipif(not selection._has_tiles(), reason="a processor 
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
 
 
+@pytest.fixture(autouse=True)
+def wherever_they_can_run():
+    with use_native(True):
+        yield
+
+
 @pytest.fixture(params=TOLERANCES, ids=str)
 def dtype(request):
     torch.manual_seed(0)
@@ -88,6 +94,14 @@ def test_products(dtype):
     assert near(total, expected, dtype)
     with use_native(False):
         assert torch.equal(product(left, right), left @ right)
+
+
+def test_float32_is_pytorchs_unless_native_kernels_are_asked_for():
+    x, layer = torch.randn(40, 48), Linear(48, 32)
+    assert linear_on_tiles(x, layer.weight, layer.bias) is not None
+    with use_native("auto"):
+        assert linear_on_tiles(x, layer.weight, layer.bias) is None
+        assert linear_on_tiles(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16()) is not None
 
 
 def test_norm_and_layer_at_once(dtype):

@@ -97,8 +97,9 @@ def use_native(choice: Choice) -> _Restoration:
 
     They are C++, compiled for the machine's own processor when they are first wanted, which takes some seconds, and
     kept in the user's cache folder. They take float32 and bfloat16: attention in windows and to lists of up to 256
-    keys, without attention dropout, and what the feed-forward does beside its products. What they do not take, and
-    everything where no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse
+    keys, without attention dropout, what the feed-forward does beside its products, and, on processors with a matrix
+    unit (Intel's AMX), products as well. What they do not take, and everything where no compiler is found, runs through
+    PyTorch. Those of attention have first derivatives in reverse
     mode only, like the Triton kernels.
 
         scalablevit.kernels.use_native(False)  # from here on
@@ -107,7 +108,7 @@ def use_native(choice: Choice) -> _Restoration:
 
     Args:
         choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster, which
-            is wherever they can run.
+            is wherever they can run but for products in float32.
 
     Returns:
         An object that restores the choice before when it is used as a context manager.
@@ -158,8 +159,14 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
 
 
 def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> Any:
-    """The module with products on a processor's tiles, for x in products of `dtype` with such parameters; or None."""
-    if dtype != x.dtype or _native(1, x) is None or not _has_tiles():
+    """The module with products on a processor's tiles, for x in products of `dtype` with such parameters; or None.
+
+    In float32 they run where native kernels are asked for, and not of themselves: they are faster where nobody else uses
+    the tiles of a core, and slower where somebody does, as on virtual machines (docs/log.md).
+    """
+    if dtype != x.dtype or (x.dtype == torch.float32 and _choices["native"] is not True):
+        return None
+    if _native(1, x) is None or not _has_tiles():
         return None
     for parameter in parameters:
         if parameter is None:
