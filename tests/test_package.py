@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import scalablevit
+from scalablevit.sample import sample_images
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("PIL", "jsonargparse", "matplotlib", "onnx", "pytorch_lightning", "rich", "safetensors", "timm", "torchvision")
@@ -55,6 +56,9 @@ def test_wheel_and_sdist_hold_the_package_and_nothing_else(wheel):
     assert "scalablevit/sample/fashion-mnist-sample.zip" in names
     assert "scalablevit/sample/LICENSE.txt" in names
     assert "scalablevit/recipes/small-images.yaml" in names
+    assert {f"scalablevit/trained/fashion/{file}" for file in ("README.md", "config.json", "model.safetensors")} <= {
+        *names
+    }
     assert {name.split("/")[0].removesuffix(f"-{scalablevit.__version__}.dist-info") for name in names} == {
         "scalablevit"
     }
@@ -90,6 +94,10 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     assert done.stdout.splitlines()[0].startswith(str(purelib))
     assert "scalablevit_small" in done.stdout
     assert "32.0" in done.stdout
+    (image,) = sample_images(1)
+    code = f"import sys, scalablevit.cli; sys.exit(scalablevit.cli.main(['predict', 'fashion', {str(image)!r}]))"
+    done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.startswith(f"{image}: {image.parent.name} ")
 
 
 @pytest.mark.slow
