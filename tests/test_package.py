@@ -1,5 +1,6 @@
 """The package as people get it: what an import loads, and what is in the wheel."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -88,15 +89,18 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     )
     with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(purelib)
+    # Sources that whoever runs the tests has put on the path would go before what is installed.
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    there = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path, "env": own}
     (purelib / "lent.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     code = "import sys, scalablevit.cli; print(scalablevit.__file__); sys.exit(scalablevit.cli.main(['models']))"
-    done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run([python, "-P", "-c", code], **there)
     assert done.stdout.splitlines()[0].startswith(str(purelib))
     assert "scalablevit_small" in done.stdout
     assert "32.0" in done.stdout
     (image,) = sample_images(1)
     code = f"import sys, scalablevit.cli; sys.exit(scalablevit.cli.main(['predict', 'fashion', {str(image)!r}]))"
-    done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run([python, "-P", "-c", code], **there)
     assert done.stdout.startswith(f"{image}: {image.parent.name} ")
 
 
