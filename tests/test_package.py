@@ -1,5 +1,6 @@
 """The package as people get it: what an import loads, and what is in the wheel."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import scalablevit
+from scalablevit.sample import sample_images
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("PIL", "jsonargparse", "matplotlib", "onnx", "pytorch_lightning", "rich", "safetensors", "timm", "torchvision")
@@ -55,6 +57,9 @@ def test_wheel_and_sdist_hold_the_package_and_nothing_else(wheel):
     assert "scalablevit/sample/fashion-mnist-sample.zip" in names
     assert "scalablevit/sample/LICENSE.txt" in names
     assert "scalablevit/recipes/small-images.yaml" in names
+    assert {f"scalablevit/trained/fashion/{file}" for file in ("README.md", "config.json", "model.safetensors")} <= {
+        *names
+    }
     assert {name.split("/")[0].removesuffix(f"-{scalablevit.__version__}.dist-info") for name in names} == {
         "scalablevit"
     }
@@ -84,12 +89,19 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     )
     with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(purelib)
+    # Sources that whoever runs the tests has put on the path would go before what is installed.
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    there = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path, "env": own}
     (purelib / "lent.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     code = "import sys, scalablevit.cli; print(scalablevit.__file__); sys.exit(scalablevit.cli.main(['models']))"
-    done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run([python, "-P", "-c", code], **there)
     assert done.stdout.splitlines()[0].startswith(str(purelib))
     assert "scalablevit_small" in done.stdout
     assert "32.0" in done.stdout
+    (image,) = sample_images(1)
+    code = f"import sys, scalablevit.cli; sys.exit(scalablevit.cli.main(['predict', 'fashion', {str(image)!r}]))"
+    done = subprocess.run([python, "-P", "-c", code], **there)
+    assert done.stdout.startswith(f"{image}: {image.parent.name} ")
 
 
 @pytest.mark.slow

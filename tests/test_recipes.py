@@ -4,14 +4,19 @@ import re
 from dataclasses import fields
 
 import pytest
+import torch
 import yaml
+from timm.data import create_transform
 
 from scalablevit.classification.configuration import MAY_CHANGE, TrainConfig
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.planning import Survey, decide
+from scalablevit.classification.preparation import prepare
 from scalablevit.classification.run_folder import RunFolder
 from scalablevit.classification.training import train
 from scalablevit.cli import main
+from scalablevit.images import read_image
+from scalablevit.preprocessing import Preprocessing
 from scalablevit.recipes import read_recipe, recipe_file, recipe_names
 from tests.conftest import write_images
 
@@ -29,7 +34,7 @@ def test_a_recipe_names_each_option_that_is_learned_by_and_no_other(name):
     config = TrainConfig(**options)
     learned = {field.name for field in fields(TrainConfig)} - set(MAY_CHANGE) - OF_THE_DATA
     assert set(options) == learned
-    assert config.learning_rate is not None
+    assert config.learning_rate is not None or config.learning_rate_rule == "linear"
     head = recipe_file(name).read_text().split("\n\n")[0]
     assert re.findall(r"^# (command|data|hardware|time|score)\b", head, flags=re.MULTILINE) == [
         "command",
@@ -42,12 +47,34 @@ def test_a_recipe_names_each_option_that_is_learned_by_and_no_other(name):
 
 
 @pytest.mark.parametrize("name", ["imagenet-small", "imagenet-base", "imagenet-large"])
-def test_the_learning_rate_of_the_authors_belongs_to_their_batch(name):
-    config = TrainConfig(**read_recipe(name))
-    assert config.learning_rate == pytest.approx(5e-4 * config.batch_size * config.accumulate / 512)
+def test_the_learning_rate_of_the_authors_goes_with_the_batch(name):
+    seen, images = (
+        Survey(paths=(), shorter_side=400, in_colour=True),
+        LabelledImages(paths=("x",) * 9, labels=((0,),) * 9, classes=("a",)),
+    )
+
+    def decided(**options):
+        return decide(TrainConfig(**{**read_recipe(name), **options}), seen, images)[0]
+
+    config = decided()
+    assert config.learning_rate == pytest.approx(1e-3)
+    assert decided(batch_size=128, accumulate=2).learning_rate == pytest.approx(2.5e-4)
+    assert decided(batch_size=128, learning_rate=0.1).learning_rate == 0.1
     assert config.learning_rate * config.final_learning_rate == pytest.approx(1e-5)
     assert config.learning_rate * config.first_learning_rate == pytest.approx(1e-6)
     assert config.drop_path == (0.2 if name == "imagenet-small" else 0.5)
+
+
+@pytest.mark.parametrize("name", ["imagenet-small", "imagenet-base", "imagenet-large"])
+def test_images_are_seen_as_the_authors_have_them(name, tmp_path):
+    """As timm's `create_transform` makes it of their options: resized to 256, the centre of 224 cut out."""
+    write_images(tmp_path / "data", 4, seed=0, mode="RGB", side=300)
+    prepared = prepare(tmp_path / "data", TrainConfig(**read_recipe(name)))
+    assert prepared.preprocessing == Preprocessing(size=(224, 224), crop_fraction=0.875)
+    image = read_image(prepared.data.training.paths[0], 3)
+    seen = prepared.preprocessing.normalise(prepared.preprocessing.to_pixels(image)[None])[0]
+    theirs = create_transform(224, interpolation="bicubic", crop_pct=0.875)(image)
+    torch.testing.assert_close(seen, theirs, atol=1e-5, rtol=0)
 
 
 def test_the_sample_has_what_would_be_chosen_for_it():

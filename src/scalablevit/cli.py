@@ -26,12 +26,14 @@ from scalablevit.classification.configuration import (
     Keep,
     Log,
     NonFinite,
+    Normalisation,
     Precision,
     Strategy,
     TrainConfig,
 )
 from scalablevit.classification.devices import own_rank
 from scalablevit.classification.faults import TrainingFault
+from scalablevit.classification.learning_rates import LearningRateRule
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
 from scalablevit.recipes import recipe_file, recipe_names
@@ -195,6 +197,8 @@ def plain(message: str) -> str:
         "erasing_mode": ErasingMode,
         "balance": Balance,
         "strategy": Strategy,
+        "normalisation": Normalisation,
+        "learning_rate_rule": LearningRateRule,
     }.get(name)
     if allowed is not None:
         kind = f"one of {', '.join(get_args(allowed))}{nearest_name(value, get_args(allowed))}"

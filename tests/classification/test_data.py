@@ -55,8 +55,10 @@ def test_each_epoch_shows_an_image_differently(data):
     assert not torch.equal(dataset[0, 3][0], dataset[1, 3][0])
 
 
-# Python warns of forks in a process with threads, which is what a loader's workers are.
+# Python warns of forks in a process with threads, which is what a loader's workers are, and PyTorch of more of them
+# than there are cores.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_do_not_depend_on_the_number_of_workers(data):
     images = images_in_class_folders(data / "train")
     preprocessing = Preprocessing(size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))

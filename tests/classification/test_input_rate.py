@@ -56,7 +56,7 @@ def test_a_loader_knows_how_long_it_was_waited_for():
     ],
 )
 def test_the_limit_is_named(monkeypatch, waiting, workers, limit, words):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("scalablevit.classification.input_rate.available_cores", lambda: 8)
     rate = InputRate(reads=1850.4, trains=412.3, waiting=waiting, workers=workers)
     assert rate.limit == limit
     assert words in rate.sentence()

@@ -1,5 +1,6 @@
 """What is chosen from the images, and what a run is said to need."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.planning import Survey, count_steps, decide, estimate_memory_mb, survey
 from scalablevit.classification.preparation import prepare, side_needed
+from scalablevit.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
 def images(count):
@@ -43,6 +45,10 @@ def test_photographs():
     assert "costs much" in str(choices["size"])
 
 
+def test_a_short_run_does_not_end_in_its_warmup():
+    assert [decided(epochs=epochs)[0].warmup_epochs for epochs in (1, 2, 19, 60)] == [0.5, 1.0, 1.0, 3.0]
+
+
 def test_what_is_given_is_kept():
     options = {"size": (30, 40), "epochs": 2, "batch_size": 7, "model": "scalablevit_small", "warmup_epochs": 0.5}
     config, choices = decided(**options)
@@ -68,6 +74,20 @@ def test_the_learning_rate_grows_with_the_square_root_of_the_images_in_a_step():
     assert config.learning_rate == pytest.approx(1e-4)  # half of 1e-3, and a fifth of that
     assert "a fifth of it from trained weights" in str(choices["learning_rate"])
     assert decided(batch_size=16, learning_rate=0.3)[0].learning_rate == 0.3
+
+
+def test_the_learning_rate_of_the_authors_grows_with_the_images_in_a_step():
+    config, choices = decided(batch_size=128, accumulate=2, optimizer="adamw", learning_rate_rule="linear")
+    assert config.learning_rate == pytest.approx(2.5e-4)
+    assert str(choices["learning_rate"]) == "learning_rate 0.00025: 0.0005 for 512 images a step, times 256/512"
+    with pytest.raises(ValueError, match="'linear' and optimizer 'muon': that rule is known for adamw alone; use"):
+        TrainConfig(learning_rate_rule="linear")
+
+
+def test_a_process_that_may_use_few_cores_has_few_workers(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {5}, raising=False)
+    config, _ = decided(memory_mb=0, mb=0.1)
+    assert config.workers == 1
 
 
 def test_a_survey_looks_at_some_and_passes_over_the_unreadable(data, tmp_path):
@@ -97,6 +117,22 @@ def test_memory_grows_with_the_batch_and_holds_the_weights():
     weights = 16 * count_parameters(model) / 1e6
     assert large - weights == pytest.approx(2 * (small - weights), rel=1e-6)
     assert small > weights
+
+
+def test_pixels_are_normalised_and_cut_out_as_wanted(data, tmp_path):
+    options = {"normalisation": "imagenet", "crop_fraction": 0.8, "random_crop": "none", "flip": 0.0, "workers": 0}
+    with pytest.raises(ValueError, match=r"images are read in grey: give --channels 3, or --normalisation measured"):
+        prepare(data, TrainConfig(**options))
+    prepared = prepare(data, TrainConfig(**options, channels=3, size=10))
+    assert (prepared.preprocessing.mean, prepared.preprocessing.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    training, validation = prepared.loaders
+    image = Image.open(prepared.data.validation.paths[0]).convert("RGB")
+    middle = image.resize((12, 18), Image.Resampling.BICUBIC).crop((1, 4, 11, 14))  # of 8x12 pixels
+    assert (validation.dataset[0][0].permute(1, 2, 0).numpy() == np.asarray(middle)).all()
+    # What training sees is drawn by other options.
+    image = Image.open(prepared.data.training.paths[0]).convert("RGB")
+    whole = image.resize((10, 15), Image.Resampling.BICUBIC).crop((0, 2, 10, 12))
+    assert (training.dataset[0, 0][0].permute(1, 2, 0).numpy() == np.asarray(whole)).all()
 
 
 def test_a_plan_says_what_will_be_trained(data):

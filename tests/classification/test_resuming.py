@@ -136,6 +136,36 @@ def test_gradients_that_are_added_up_and_computed_again_do_not_depend_on_interru
     assert RunFolder(tmp_path / "run").read_config()["grad_checkpointing"] is True
 
 
+def test_a_frozen_network_stays_as_it_is_outside_training_when_a_run_goes_on(run, data, tmp_path):
+    """Lightning does not begin the epoch anew that a run goes on within."""
+    options = {**OPTIONS, "weights": str(run.run), "freeze_backbone": True, "drop_path": 0.5}
+    whole = train(data, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", **options, callbacks=[Signalling(2)])
+    check_equal(whole, train(out=tmp_path / "run", resume=True))
+
+
+def test_the_speed_of_an_epoch_that_is_gone_on_with_is_that_of_its_rest(data, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(data, folder.path, **OPTIONS, callbacks=[Signalling(4)])
+    folder.input_rate_file.unlink()
+    train(out=folder.path, resume=True)
+    # One step of 16 images; counted from when the machine was started it would be next to nothing.
+    assert folder.read_input_rate()["trains"] > 4
+
+
+@pytest.mark.parametrize(("minutes", "step"), [(1e-9, 2), (60.0, None)])
+def test_the_state_is_saved_after_so_many_minutes(data, tmp_path, minutes, step):
+    folder = RunFolder(tmp_path / "run")
+    options = {**OPTIONS, "checkpoint_every_minutes": minutes}
+    with pytest.raises(RuntimeError, match="a defect"):
+        train(data, folder.path, **options, callbacks=[Failing(3)])
+    assert folder.last_checkpoint.exists() == (step is not None)
+    if step is not None:
+        assert read_checkpoint(folder.last_checkpoint)["global_step"] == step
+
+
 PARTS = {
     "muon": {"layer_decay": 0.8, "balance": "sampling", "rand_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4},
     "sgd": {

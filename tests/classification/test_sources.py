@@ -157,6 +157,16 @@ def test_mistakes_in_folders_are_named(tmp_path, files, message):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_images_to_test_with_are_no_class_beside_the_others(tmp_path):
+    make(tmp_path, "a/1.png", "b/1.png", "test/a/2.png", "test/b/2.png")
+    with pytest.raises(
+        ValueError, match=r"holds test/, with images of the same classes, .*: move these into .*/train/"
+    ):
+        find_training_data(tmp_path, seed=0, val_fraction=0.5)
+    make(tmp_path / "blood", "control/1.png", "control/2.png", "test/x/1.png", "test/x/2.png")  # a class of that name
+    assert find_training_data(tmp_path / "blood", seed=0, val_fraction=0.5).training.classes == ("control", "test")
+
+
 def test_a_missing_folder_and_a_file_are_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere does not exist: give a folder"):
         training(tmp_path / "nowhere")

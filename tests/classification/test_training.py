@@ -154,6 +154,14 @@ def test_gradients_are_cut(data, tmp_path):
     assert not same(weights(cut), weights(whole))
 
 
+def test_the_last_step_of_an_epoch_weighs_its_batches_as_the_others_do(data, tmp_path):
+    """Of three batches, all that there are: as if three were asked for, and not eight, five of which are missing."""
+    options = {**TINY, "epochs": 1, "optimizer": "sgd", "learning_rate": 0.1, "clip": 0.0}
+    three, eight = (train(data, tmp_path / str(count), **options, accumulate=count) for count in (3, 8))
+    for name, tensor in weights(three).items():
+        torch.testing.assert_close(weights(eight)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
 def test_images_in_colour_make_a_model_for_colour(tmp_path):
     write_images(tmp_path / "data" / "train", 3, seed=0, mode="RGB")
     write_images(tmp_path / "data" / "val", 2, seed=1, mode="RGB")

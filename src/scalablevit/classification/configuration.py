@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from scalablevit.classification.augmentation import ErasingMode, RandomCrop
+from scalablevit.classification.learning_rates import LearningRateRule
 from scalablevit.classification.option_checks import check_choice, check_optimizer, check_range, check_together
 from scalablevit.classification.policies import check_policy
 from scalablevit.configuration import check_count, check_probability
@@ -17,6 +18,7 @@ Keep = Literal["best", "last"]
 Balance = Literal["none", "weights", "sampling"]
 Log = Literal["tensorboard", "wandb"]
 Strategy = Literal["auto", "ddp", "fsdp"]
+Normalisation = Literal["measured", "imagenet"]
 
 # Options that a run may be resumed with other values of: its weights are the same whatever they are, but for rounding
 # on other or more devices or compiled, and for steps that would have ended it.
@@ -53,6 +55,10 @@ class TrainConfig:
         size: Height and width that images are given to the model in, in pixels; one number for both. Default: what the
             images have (the median of the shorter sides), but at most 224.
         channels: 1 for grey, 3 for colour. Default: what the images have.
+        normalisation: Mean and deviation that pixels are normalised by: "measured", those of the images, or, from
+            weights, what they were trained with; "imagenet", ImageNet's.
+        crop_fraction: Outside training, how much of an image is seen along its shorter side, in the centre. 0.875 is to
+            resize to 256 and to cut out 224.
         train_split: Of a set by its name, or of idx files: the part to train on. Default: the one called train, or the
             only one.
         val_split: The part of it to validate with. Default: the one called val, validation, or the like; where there
@@ -68,10 +74,13 @@ class TrainConfig:
         learning_rate: The highest of the run; it is reached after the warm-up, and falls along a cosine from then on.
             Default: 0.005 for Muon, 0.001 for AdamW, times the square root of `batch_size` * `accumulate` / 64; a
             fifth of that from weights.
+        learning_rate_rule: How that default grows with the images in a step: "root", as above; "linear", for AdamW
+            alone, 0.0005 * `batch_size` * `accumulate` / 512, as the paper's authors have it.
         final_learning_rate: At the last step, as a fraction of the highest.
         first_learning_rate: Where the warm-up begins, as a fraction of the highest. A fraction, as groups of parameters
             have learning rates of their own.
-        warmup_epochs: For how many epochs the learning rate rises. Default: 1, or a twentieth of all.
+        warmup_epochs: For how many epochs the learning rate rises. Default: 1, or a twentieth of all,
+            but at most half of all.
         weight_decay: Per step, as a fraction of the learning rate. Norms, biases and PEG have none.
         layer_decay: Each layer learns so many times as fast as the one above it, for example 0.85 from weights; 1: all
             alike.
@@ -96,7 +105,8 @@ class TrainConfig:
         mix_probability: In so many of the steps images are mixed at all.
         balance: For classes of unequal size: "weights" weighs their losses, "sampling" shows images of each class as
             often.
-        ema: Decay per step of an average of the weights, which is evaluated and saved in their place; 0 for none.
+        ema: Decay per step of an average of the weights, which is evaluated and saved in their place; less in the first
+            steps, (1 + step) / (10 + step); 0 for none.
         keep: Which weights are saved at the end: those of the "best" epoch by the validation images, or of the "last".
         patience: After so many epochs that were no better than the best before, the run ends; 0 for never.
         seed: Of all that is random.
@@ -130,6 +140,8 @@ class TrainConfig:
     window_size: tuple[int, ...] | None = None
     size: tuple[int, int] | None = None
     channels: int | None = None
+    normalisation: Normalisation = "measured"
+    crop_fraction: float = 1.0
     train_split: str | None = None
     val_split: str | None = None
     target_key: str | None = None
@@ -139,6 +151,7 @@ class TrainConfig:
     accumulate: int = 1
     optimizer: str = "muon"
     learning_rate: float | None = None
+    learning_rate_rule: LearningRateRule = "root"
     first_learning_rate: float = 0.0
     final_learning_rate: float = 0.01
     warmup_epochs: float | None = None
@@ -202,6 +215,8 @@ class TrainConfig:
         check_choice("keep", self.keep, get_args(Keep))
         check_choice("erasing_mode", self.erasing_mode, get_args(ErasingMode))
         check_choice("balance", self.balance, get_args(Balance))
+        check_choice("normalisation", self.normalisation, get_args(Normalisation))
+        check_choice("learning_rate_rule", self.learning_rate_rule, get_args(LearningRateRule))
         if self.rand_augment != "none":
             check_policy(self.rand_augment)
         for name in ("grad_checkpointing", "freeze_backbone", "compile", "channels_last"):
@@ -234,7 +249,7 @@ class TrainConfig:
             check_range("learning_rate", self.learning_rate, 0, above=True)
         if self.warmup_epochs is not None:
             check_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
-        for name in ("smallest_area", "layer_decay"):
+        for name in ("smallest_area", "layer_decay", "crop_fraction"):
             check_range(name, getattr(self, name), 0, 1, above=True)
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction is {self.val_fraction!r}; it must lie between 0 and 1, for example 0.2")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scalablevit.classification.data import Batch, collate
+from scalablevit.classification.machine_checks import available_cores
 from scalablevit.classification.stopping import shield_worker
 
 FEW_BATCHES = 16  # per worker process; a set of fewer is read before a measurement says anything
@@ -86,8 +86,8 @@ class InputRate:
                 f"{rates}, in turn, {100 * self.waiting:.0f} % of the time reading: --workers 1 reads beside training"
             )
         more = "raise --workers"
-        if self.workers >= (os.cpu_count() or 1):
-            more = f"with {self.workers} workers for {os.cpu_count()} cores: smaller images, or more cores, help"
+        if self.workers >= (cores := available_cores()):
+            more = f"with {self.workers} workers for {cores} cores: smaller images, or more cores, help"
         return f"{rates}: reading is the limit, {100 * self.waiting:.0f} % of the time is waiting; {more}"
 
     def times(self, processes: int) -> InputRate:

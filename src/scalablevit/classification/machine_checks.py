@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.extras import require_extra
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use: of all that there are, Slurm and containers may leave it a few."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_machine(config: TrainConfig) -> None:

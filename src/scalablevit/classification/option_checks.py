@@ -56,6 +56,11 @@ def check_together(config: TrainConfig) -> None:
         raise ValueError(
             f"optimizer is {config.optimizer!r}, for which no learning rate is known here: give --learning-rate"
         )
+    if config.learning_rate_rule == "linear" and config.learning_rate is None and config.optimizer != "adamw":
+        raise ValueError(
+            f"learning_rate_rule is 'linear' and optimizer {config.optimizer!r}: that rule is known for adamw alone;"
+            " use --optimizer adamw, or give --learning-rate"
+        )
     if config.freeze_backbone and config.weights is None:
         raise ValueError("freeze_backbone is True, but there are no trained weights to keep: give --weights")
     if config.freeze_backbone and config.layer_decay < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
@@ -14,6 +13,7 @@ from scalablevit.benchmarking.cost import count_parameters, count_saved_bytes
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.learning_rates import default_learning_rate
+from scalablevit.classification.machine_checks import available_cores
 from scalablevit.images import ImageHeader, ImagePlace, read_header, read_image
 from scalablevit.scalable_vit import ScalableViT
 
@@ -124,15 +124,17 @@ def decide(config: TrainConfig, seen: Survey, training: LabelledImages) -> tuple
     rate = config.learning_rate
     if rate is None:
         images_per_step, is_tuned = batch_size * config.accumulate, config.weights is not None
-        default, reason = default_learning_rate(config.optimizer, images_per_step, from_weights=is_tuned)
+        default, reason = default_learning_rate(
+            config.optimizer, images_per_step, from_weights=is_tuned, rule=config.learning_rate_rule
+        )
         rate = choose("learning_rate", default, reason)
-    warmup = choose("warmup_epochs", min(max(1.0, epochs / 20), epochs), f"a part of {epochs} epochs")
+    warmup = choose("warmup_epochs", min(max(1.0, epochs / 20), epochs / 2), f"a part of {epochs} epochs")
     crop = choose("random_crop", "pad" if is_small else "resize", f"images of {min(size)} pixels")
     padding = choose("padding", min(size) // 28, "a 28th of the size")
     in_memory = is_small and seen.decoded_mb * images <= config.memory_mb
     workers = choose(
         "workers",
-        0 if in_memory else min(os.cpu_count() or 1, 8),
+        0 if in_memory else min(available_cores(), 8),
         "small images, kept in memory" if in_memory else "images are read beside the training",
     )
     return (

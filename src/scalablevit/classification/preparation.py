@@ -35,7 +35,7 @@ from scalablevit.classification.optimisers import freeze_backbone
 from scalablevit.classification.planning import Choice, Plan, count_steps, decide, estimate_memory_mb, survey
 from scalablevit.classification.sources import Parts, TrainingData, find_training_data, left_out_files
 from scalablevit.classification.stopping import shield_worker
-from scalablevit.preprocessing import Preprocessing, measure_preprocessing
+from scalablevit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, measure_preprocessing
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.variants import VARIANTS
 
@@ -167,7 +167,7 @@ class Prepared:
         config = self.config
         assert config.random_crop is not None
         return Augmentation(
-            preprocessing=self.preprocessing,
+            preprocessing=replace(self.preprocessing, crop_fraction=1.0),  # what is seen is drawn
             random_crop=config.random_crop,
             padding=config.padding or 0,
             smallest_area=config.smallest_area,
@@ -209,9 +209,17 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
     assert config.size is not None
     assert config.channels is not None
     preprocessing = measure_preprocessing(seen.paths, size=config.size, channels=config.channels)
-    if initial is not None and initial.normalisation and len(initial.normalisation[0]) == config.channels:
-        mean, std = initial.normalisation
-        preprocessing = replace(preprocessing, mean=mean, std=std)
+    known = initial.normalisation if initial is not None else None
+    if config.normalisation == "imagenet":
+        known = IMAGENET_MEAN, IMAGENET_STD
+        if config.channels == 1:
+            raise ValueError(
+                "normalisation is 'imagenet', which is of three colours, and images are read in grey: give --channels"
+                " 3, or --normalisation measured"
+            )
+    if known and len(known[0]) == config.channels:
+        preprocessing = replace(preprocessing, mean=known[0], std=known[1])
+    preprocessing = replace(preprocessing, crop_fraction=config.crop_fraction)
     total = len(found.training) + len(found.validation)
     return Prepared(
         data=found,

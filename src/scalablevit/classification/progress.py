@@ -125,6 +125,7 @@ class InputRateRecorder(pl.Callback):
             batches: Any = loader.batch_sampler
             own = -(-batches.batch_size // trainer.world_size)
             self._alone = measure_reading(loader.dataset, batch_size=own, workers=loader.num_workers)
+        self._started = time.perf_counter()  # an epoch that a run goes on within is not begun anew
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Begins to count."""

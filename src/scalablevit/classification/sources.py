@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scalablevit.classification.class_folders import LAYOUT, class_folders, images_in_class_folders, other_files
 from scalablevit.classification.csv_files import read_table
-from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.images import LabelledImages, normal_name
 from scalablevit.classification.readers import ImageSet, is_set, open_set
 from scalablevit.classification.readers.image_set import SPLIT_NAMES
 from scalablevit.classification.splitting import split_images
@@ -172,6 +172,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def _from_folders(folder: Path, *, allow_empty: bool) -> LabelledImages | tuple[LabelledImages, LabelledImages]:
     parts = split_folders(folder)
     if "train" not in parts and "val" not in parts:
+        _check_no_part_is_a_class(folder, parts)
         return images_in_class_folders(folder, allow_empty=allow_empty)
     for split in ("train", "val"):
         if split not in parts:
@@ -181,6 +182,17 @@ def _from_folders(folder: Path, *, allow_empty: bool) -> LabelledImages | tuple[
             )
     training = images_in_class_folders(parts["train"], allow_empty=allow_empty)
     return training, images_in_class_folders(parts["val"], training.classes)
+
+
+def _check_no_part_is_a_class(folder: Path, parts: dict[str, Path]) -> None:
+    """Raises a ValueError if images to test with, beside the folders of their classes, would be one class more."""
+    classes = {normal_name(entry.name) for entry in class_folders(folder)}
+    for part in parts.values():
+        if any(normal_name(entry.name) in classes for entry in class_folders(part)):
+            raise ValueError(
+                f"{folder} holds {part.name}/, with images of the same classes, beside the folders of these: move these"
+                f" into {folder.name}/train/, or {part.name}/ elsewhere"
+            )
 
 
 def _from_set(

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from scalablevit.benchmarking.cost import count_parameters
 from scalablevit.classification.configuration import TrainConfig
@@ -37,7 +37,7 @@ class ClassificationTask(pl.LightningModule):
         multi_label: Whether an image may have any number of labels.
         notes: What people are told of the run before it starts, as lines.
         processes: Those that train.
-        class_weights: (classes,), factors of the loss; see `balance.class_weights`.
+        class_weights: (classes,), factors of the losses of their images; see `balance.class_weights`.
     """
 
     def __init__(
@@ -68,8 +68,9 @@ class ClassificationTask(pl.LightningModule):
         self.images = 0  # in it
         self.parameter_count = count_parameters(model)  # fsdp leaves each process a part of them
         self._optimizer: torch.optim.Optimizer | None = None
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-        if self.average is not None:
+        self.average: AveragedModel | None = None
+        if config.ema:
+            self.average = AveragedModel(model, multi_avg_fn=partial(average_into, decay=config.ema))
             self.average.requires_grad_(False)  # DDP would wait for its gradients
 
         if config.compile:
@@ -86,8 +87,8 @@ class ClassificationTask(pl.LightningModule):
         """How many batches were before, in all epochs."""
         return self.current_epoch * int(self.trainer.num_training_batches) + batch_index
 
-    def on_train_epoch_start(self) -> None:
-        """Keeps a frozen backbone as it is outside training."""
+    def on_train_start(self) -> None:
+        """Keeps a frozen backbone as it is outside training, in all epochs; a run may go on within one."""
         if self.config.freeze_backbone:
             self.model.stages.eval()
 
@@ -110,7 +111,16 @@ class ClassificationTask(pl.LightningModule):
         if own * self.processes.count != self.images:
             loss = loss * (own * self.processes.count / self.images)
         self.loss = self.processes.mean(loss.detach())
-        return loss
+        batches = self._batches_in_step(batch_index)
+        return loss if batches == self.config.accumulate else loss * (self.config.accumulate / batches)
+
+    def _batches_in_step(self, batch_index: int) -> int:
+        """Those whose gradients are added up with this one's, which Lightning divides by as many as are asked for.
+
+        In the last step of an epoch there may be fewer.
+        """
+        first = batch_index - batch_index % self.config.accumulate
+        return min(self.config.accumulate, int(self.trainer.num_training_batches) - first)
 
     def _no_loss(self) -> Tensor:
         """Of a part without images: it has gradients, as others wait for them, and they are 0."""
@@ -120,7 +130,7 @@ class ClassificationTask(pl.LightningModule):
         random = generator(Purpose.STEP, self.config.seed, self.position(batch_index))
         images, targets = mix(
             self._images(batch),
-            self._smooth(batch.targets),
+            self._targets(batch.targets),
             mixup=self.config.mixup,
             cutmix=self.config.cutmix,
             random=random,
@@ -133,15 +143,30 @@ class ClassificationTask(pl.LightningModule):
         images = self.preprocessing.normalise(batch.pixels)
         return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
 
-    def _smooth(self, targets: Tensor) -> Tensor:
-        if targets.ndim == 2:
-            return targets * (1 - self.config.label_smoothing) + self.config.label_smoothing / 2
-        return smooth(targets, len(self.scores.classes), self.config.label_smoothing)
+    def _targets(self, labels: Tensor) -> Tensor:
+        """What an image is to be named, in parts that may be mixed: (b, classes), smoothed and weighted.
+
+        A weight is that of the label, and so of all its parts. Given to PyTorch's losses it would be that of the part:
+        smoothing gives a little of a rare class to each image, which its weight would make the most of it.
+
+        Where images have several labels, and weights, (b, classes, 2): what speaks for a label, and against it.
+        """
+        smoothing, weights = self.config.label_smoothing, self.class_weights
+        if not self.multi_label:
+            targets = smooth(labels, len(self.scores.classes), smoothing)
+            return targets if weights is None else targets * weights[labels, None]
+        targets = labels * (1 - smoothing) + smoothing / 2
+        if weights is None:
+            return targets
+        return torch.stack((targets, 1 - targets), -1) * (1 + (weights - 1) * labels)[..., None]
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.multi_label:
-            return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights)
-        return F.cross_entropy(logits, targets, self.class_weights)
+        if not self.multi_label:
+            return F.cross_entropy(logits, targets)
+        if self.class_weights is None:
+            return F.binary_cross_entropy_with_logits(logits, targets)
+        there, missing = targets.unbind(-1)
+        return -(there * F.logsigmoid(logits) + missing * F.logsigmoid(-logits)).mean()
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Makes the step, and takes the new weights into the average."""
@@ -208,6 +233,24 @@ class ClassificationTask(pl.LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@torch.no_grad()
+def average_into(averages: list[Tensor], weights: list[Tensor], count: Tensor, *, decay: float) -> None:
+    """Takes weights into their averages.
+
+    The first averages reach back over fewer steps, so that those of a short run are not mostly the weights that it
+    began with; the rule is that of TensorFlow's ``ExponentialMovingAverage``.
+
+    Args:
+        averages: So far; they are changed.
+        weights: After a step.
+        count: Of the steps before.
+        decay: What stays of an average, from nine times 1 / (1 - decay) steps on.
+    """
+    before = int(count)
+    share = 1 - min(decay, (1 + before) / (10 + before))
+    torch._foreach_lerp_(averages, weights, share)
 
 
 def smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:

@@ -37,8 +37,10 @@ def test_samples_are_those_that_webdataset_reads(tmp_path):
     assert np.array_equal(np.asarray(read_image(images.paths[17], 1)), sets.pixels("train")[17])
 
 
-# Python warns of forks in a process with threads, which is what a loader's workers are.
+# Python warns of forks in a process with threads, which is what a loader's workers are, and PyTorch of more of them
+# than there are cores.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_two_nodes_with_two_workers_each_see_each_sample_once_an_epoch(tmp_path):
     sets.write_shards(tmp_path)
     images = open_set(f"wds/{tmp_path}").images("train")
