@@ -6,6 +6,7 @@ import re
 import struct
 import weakref
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,28 @@ def test_agrees_with_timm(crop_mode, size, mode):
     theirs = create_transform(**resolve_data_config(pretrained_cfg=cfg))(image)
     assert ours.shape == (channels, *size)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_an_image_of_the_right_size_is_taken_as_it_is(mode, channels, crop_mode, monkeypatch):
+    preprocessing = Preprocessing(
+        size=(20, 32), channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels, crop_mode=crop_mode
+    )
+    image = random_image(20, 32, mode)
+    expected = replace(preprocessing)._resize_and_crop(image)
+    monkeypatch.setattr(Preprocessing, "_resize_and_crop", None)
+    pixels = preprocessing.to_pixels(image)
+    assert pixels.is_contiguous()
+    assert torch.equal(pixels, expected)
+    pixels.zero_()  # its own memory, and not the image's
+    assert image.getextrema() != (0, 0)
+    for other, given in (
+        (preprocessing, random_image(32, 20, mode)),
+        (replace(preprocessing, crop_fraction=0.9), image),
+    ):
+        with pytest.raises(TypeError):
+            other.to_pixels(given)
 
 
 def test_normalises_as_by_hand():

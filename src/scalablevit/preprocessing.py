@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -114,6 +115,9 @@ class Preprocessing:
 
     def to_pixels(self, image: Image.Image) -> Tensor:
         """The pixels (c, h, w) of a decoded image, resized and cropped."""
+        if self.crop_fraction == 1 and image.size == self.size[::-1]:  # there is nothing to resize or to crop
+            pixels = torch.from_numpy(np.array(image)).view(*self.size, self.channels)
+            return pixels.permute(2, 0, 1).contiguous()
         return self._resize_and_crop(image)
 
     def normalise(self, pixels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import itertools
 import json
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -163,6 +164,18 @@ def test_an_endless_stream_is_read_a_few_batches_ahead(predictor, files):
         assert len(asked) <= count + 3 * predictor.batch_size
     stream.close()
     assert not [each for each in threading.enumerate() if each.name.startswith("scalablevit-read")]
+
+
+def test_a_thread_is_given_its_share_of_a_batch_at_once(folder, files, monkeypatch):
+    shares, submit = [], ThreadPoolExecutor.submit
+
+    def noted(pool, work, images):
+        shares.append(len(images))
+        return submit(pool, work, images)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", noted)
+    Predictor(folder, device="cpu", batch_size=10, workers=3)(files)  # 23 of them
+    assert shares == [4, 4, 2, 4, 4, 2, 1, 1, 1]
 
 
 def test_a_mistake_in_the_users_own_iterator_comes_through(predictor, files):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,14 +137,15 @@ class Predictor:
 
     def _stream(self, images: ImageInput | Iterable[ImageInput], top: int) -> Iterator[Prediction | FailedPrediction]:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="scalablevit-read")
-        waiting: deque[tuple[ImageInput, Future[Tensor | str]]] = deque()
+        waiting: deque[_Batch] = deque()
+        source = each_image(images)
         try:
-            for image in each_image(images):
-                waiting.append((image, pool.submit(self._load, image)))
-                if len(waiting) == (1 + READ_AHEAD) * self.batch_size:
-                    yield from self._predict_next(waiting, top)
+            while images_at_once := list(islice(source, self.batch_size)):
+                waiting.append(self._begin_to_read(images_at_once, pool))
+                if len(waiting) > READ_AHEAD:
+                    yield from self._predict_batch(waiting.popleft(), top)
             while waiting:
-                yield from self._predict_next(waiting, top)
+                yield from self._predict_batch(waiting.popleft(), top)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -174,6 +176,15 @@ class Predictor:
         check_count("top", top)
         return top
 
+    def _begin_to_read(self, images: list[ImageInput], pool: ThreadPoolExecutor) -> _Batch:
+        # A share for each thread: small images take less time than handing them over one by one.
+        share = -(-len(images) // self.workers)
+        shares = [images[begin : begin + share] for begin in range(0, len(images), share)]
+        return _Batch(images, [pool.submit(self._load_all, each) for each in shares])
+
+    def _load_all(self, images: list[ImageInput]) -> list[Tensor | str]:
+        return [self._load(image) for image in images]
+
     def _load(self, image: ImageInput) -> Tensor | str:
         """The pixels (c, h, w) of an image, or why there are none."""
         # Pillow decodes an image that is in memory when its pixels are wanted, and one object in one thread only.
@@ -185,20 +196,24 @@ class Predictor:
         except (ValueError, OSError) as error:
             return str(error)
 
-    def _predict_next(
-        self, waiting: deque[tuple[ImageInput, Future[Tensor | str]]], top: int
-    ) -> Iterator[Prediction | FailedPrediction]:
-        """The results of the batch that has waited longest."""
-        batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
-        loaded = [(image, pixels.result()) for image, pixels in batch]
-        readable = [pixels for _, pixels in loaded if isinstance(pixels, Tensor)]
+    def _predict_batch(self, batch: _Batch, top: int) -> Iterator[Prediction | FailedPrediction]:
+        """The results of a batch, when it has been read."""
+        loaded = [pixels for share in batch.shares for pixels in share.result()]
+        readable = [pixels for pixels in loaded if isinstance(pixels, Tensor)]
         found = iter(self.predict_pixels(torch.stack(readable), top) if readable else ())
-        for image, pixels in loaded:
+        for image, pixels in zip(batch.images, loaded, strict=True):
             path = Path(image) if isinstance(image, (str, Path)) else None
             if isinstance(pixels, str):
                 yield FailedPrediction(path=path, reason=pixels)
             else:
                 yield replace(next(found), path=path, source=image)
+
+
+class _Batch(NamedTuple):
+    """Images that are being read, in shares: their pixels (c, h, w), or why there are none."""
+
+    images: list[ImageInput]
+    shares: list[Future[list[Tensor | str]]]
 
 
 class _Network(NamedTuple):
