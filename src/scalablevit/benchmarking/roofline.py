@@ -134,7 +134,7 @@ class _Counter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        if packet not in flop_registry:  # inference mode shows some operations before they are taken apart
+        if packet not in flop_registry and packet not in _counted_as():  # inference mode shows some operations before they are taken apart
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -152,7 +152,17 @@ def _flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
         grad, image, weight, *_, is_transposed, _, _, wanted = args
         forward = 2 * (image if is_transposed else grad).numel() * weight[0].numel()
         return int(forward * sum(wanted[:2]))
+    packet = packet if packet in flop_registry else _counted_as().get(packet)
     return int(flop_registry[packet](*args, **kwargs, out_val=out)) if packet in flop_registry else 0
+
+
+def _counted_as() -> dict[Any, Any]:
+    """Fused attention on a CPU, which PyTorch counts from 2.15 on only, by the formulas for GPUs."""
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+    }
 
 
 def _moved_bytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> tuple[int, int]:
