@@ -235,8 +235,8 @@ def _forward(
     out_rows = out.view(-1, x.shape[-1])
     on_tiles = products_kernel(rows, settings.dtype, *parameters)
     if on_tiles is not None and rows.is_contiguous():
-        norm = None if norm_weight is None else (norm_weight, norm_bias, settings.eps)
-        on_tiles.feed_forward(rows, norm, parameters, out_rows, residual=settings.residual)
+        before = None if norm_weight is None else (norm_weight, norm_bias, settings.eps)
+        on_tiles.feed_forward(rows, before, parameters, out_rows, residual=settings.residual)
         return out
     weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     kernel = rows_kernel(rows, settings.dtype)

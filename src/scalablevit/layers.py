@@ -95,8 +95,8 @@ class MapConv2d(nn.Conv2d):
             return self._convolve(x)
         else:
             if not torch.compiler.is_compiling() or torch.compiler._is_exporting_flag or not self._is_by_number():
-                # Images come as (b, c, h, w). On a CPU a convolution of channels-last images takes half as long, and what
-                # it gives need not be laid out anew.
+                # Images come as (b, c, h, w). On a CPU a convolution of channels-last images takes half as long, and
+                # what it gives need not be laid out anew.
                 return self._convolve(x.contiguous() if is_eager(x) and x.device.type == "cpu" else x)
             weight, bias = self.weight, self.bias
             if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
@@ -354,15 +354,17 @@ class PEG(nn.Module):
 
 def is_plain(module: nn.Module, kind: type[nn.Module] = Linear) -> bool:
     """Whether a call of the module does what its class, `kind`, says, and no more: no adapter in its place, no hook."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if type(module) is not kind or "forward" in vars(module):
+        return False
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return False
     of_all = nn.modules.module
-    everywhere = (
-        of_all._global_forward_hooks,
-        of_all._global_forward_pre_hooks,
-        of_all._global_backward_hooks,
-        of_all._global_backward_pre_hooks,
+    return not (
+        of_all._global_forward_hooks
+        or of_all._global_forward_pre_hooks
+        or of_all._global_backward_hooks
+        or of_all._global_backward_pre_hooks
     )
-    return type(module) is kind and "forward" not in vars(module) and not any((*hooks, *everywhere))
 
 
 def is_plain_with(module: nn.Module, method: str) -> bool:

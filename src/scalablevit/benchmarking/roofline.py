@@ -134,7 +134,8 @@ class _Counter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
-        if packet not in flop_registry and packet not in _counted_as():  # inference mode shows some operations before they are taken apart
+        # Inference mode shows some operations before they are taken apart.
+        if packet not in flop_registry and packet not in _counted_as():
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:

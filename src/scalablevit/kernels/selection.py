@@ -137,7 +137,7 @@ def is_wanted(device: torch.device) -> bool:
 def windows_kernel(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> Any:
     """The module whose `attend_in_windows` takes these maps; None if none does."""
     if takes_windows(query_key, value, heads, window_size):
-        return import_module("scalablevit.kernels.window_attention")
+        return _module("scalablevit.kernels.window_attention")
     keys = min(window_size, value.shape[1]) * min(window_size, value.shape[2])
     return _native(keys, query_key, value)
 
@@ -145,7 +145,7 @@ def windows_kernel(query_key: Tensor, value: Tensor, heads: int, window_size: in
 def lists_kernel(query: Tensor, key: Tensor, value: Tensor) -> Any:
     """The module whose `attend_to_few` takes these tensors; None if none does."""
     if takes_lists(query, key, value):
-        return import_module("scalablevit.kernels.short_attention")
+        return _module("scalablevit.kernels.short_attention")
     if not query.shape[:2] == key.shape[:2] == value.shape[:2] or key.shape[2] != value.shape[2]:
         return None  # PyTorch broadcasts, or says what is wrong
     return _native(key.shape[2], query, key, value)
@@ -155,14 +155,14 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
     """The module with kernels for what happens to each row of x alone, where products are of `dtype`; or None."""
     if dtype != x.dtype or not x.is_contiguous() or _native(1, x) is None:
         return None
-    return import_module("scalablevit.kernels.cpu.rows")
+    return _module("scalablevit.kernels.cpu.rows")
 
 
 def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> Any:
     """The module with products on a processor's tiles, for x in products of `dtype` with such parameters; or None.
 
-    In float32 they run where native kernels are asked for, and not of themselves: they are faster where nobody else uses
-    the tiles of a core, and slower where somebody does, as on virtual machines (docs/log.md).
+    In float32 they run where native kernels are asked for, and not of themselves: they are faster where nobody else
+    uses the tiles of a core, and slower where somebody does, as on virtual machines (docs/log.md).
     """
     if dtype != x.dtype or (x.dtype == torch.float32 and _choices["native"] is not True):
         return None
@@ -175,7 +175,7 @@ def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -
             return None
         if parameter.dtype not in (x.dtype, torch.float32) or not parameter.is_contiguous():
             return None
-    return import_module("scalablevit.kernels.cpu.products")
+    return _module("scalablevit.kernels.cpu.products")
 
 
 def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
@@ -223,6 +223,11 @@ def _is_transformed() -> bool:
 
 
 @cache
+def _module(name: str) -> Any:
+    return import_module(name)
+
+
+@cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
 
@@ -240,7 +245,7 @@ def _native(keys: int, *tensors: Tensor) -> Any:
         return None
     if torch._C._len_torch_dispatch_stack():  # who counts or records what is called knows PyTorch's operations
         return None
-    return import_module("scalablevit.kernels.cpu.attention")
+    return _module("scalablevit.kernels.cpu.attention")
 
 
 def _has_library() -> bool:

@@ -141,6 +141,14 @@ def test_what_is_no_number_stays_none():
     assert not found[2].isfinite().any()
 
 
+def test_nothing_times_something():
+    assert products.multiply(torch.randn(3, 0), torch.randn(0, 4)).eq(0).all()
+    assert products.multiply(torch.randn(0, 3), torch.randn(3, 4)).shape == (0, 4)
+    total = torch.randn(3, 4)
+    assert torch.equal(products.multiply(torch.randn(3, 0), torch.randn(0, 4), total.clone(), adds=True), total)
+    assert products.linear(torch.randn(0, 40), torch.randn(8, 40), None)[0].shape == (0, 8)
+
+
 def test_threads_give_the_same_bits():
     x, weight = torch.randn(200, 64), torch.randn(96, 64)
     threads = torch.get_num_threads()

@@ -100,6 +100,8 @@ def multiply(left: Tensor, right: Tensor, out: Tensor | None = None, *, adds: bo
     """
     if out is None:
         out = torch.empty((left.shape[0], right.shape[1]), dtype=left.dtype)
+    if left.shape[1] == 0:  # sums of nothing
+        return out if adds else out.zero_()
     left, right = _with_a_unit_stride(left), _with_a_unit_stride(right)
     call(
         "multiply",
