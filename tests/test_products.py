@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scalablevit.feed_forward import FeedForward
 from scalablevit.kernels import selection, use_native
 from scalablevit.layers import Linear
 from scalablevit.products import add_product_, linear_on_tiles, product
 from scalablevit.residual_stream import add_projected, normed_linear
+from tests.networks import randomise, small_network
 
 pytestmark = pytest.mark.skipif(not selection._has_tiles(), reason="a processor without tiles")
 
@@ -123,3 +125,68 @@ def test_layer_and_residual_stream_at_once(dtype):
         found = add_projected(residual, layer, dropout, values)
     assert torch.equal(residual, kept)
     assert near(found, residual.double() + layer.double()(values.double()).detach(), dtype)
+
+
+class TestWhatPyTorchRefusesOrBroadcasts:
+    """Nothing of it may be read as something else."""
+
+    def test_a_bias_of_another_size(self):
+        x, weight = torch.randn(4, 5), torch.randn(3, 5)
+        assert linear_on_tiles(x, weight, torch.zeros(1)) is None
+        assert linear_on_tiles(x, weight, torch.zeros(2)) is None
+
+    @pytest.mark.parametrize("width", [32, 96])
+    def test_a_feed_forward_for_other_maps(self, dtype, width):
+        with pytest.raises(RuntimeError), torch.no_grad():
+            FeedForward(64).to(dtype)(torch.randn(1, 7, 7, width).to(dtype))
+
+    def test_weights_of_two_types_under_autocast(self):
+        ff, x = FeedForward(32), torch.randn(1, 2, 3, 32).bfloat16()
+        ff.fc2.bfloat16()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found = ff(x)
+            expected = ff._apply_layers(x)
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+    @pytest.mark.parametrize("kind", ["ssa", "iwsa"])
+    def test_an_attention_for_other_maps(self, kind, dtype):
+        layer = small_network().to(dtype).eval().stages[0].layers[0]
+        block = getattr(layer, kind)
+        with pytest.raises(RuntimeError), torch.no_grad():
+            block(torch.randn(1, 8, 8, 2 * block.norm.normalized_shape[0]).to(dtype))
+
+
+@pytest.mark.parametrize("kind", ["ssa", "iwsa", "ff1"])
+def test_second_derivatives_and_jacobians_of_blocks(kind):
+    block = getattr(randomise(small_network()).eval().stages[0].layers[0], kind)
+    x = torch.randn(1, 4, 4, block.norm.normalized_shape[0], requires_grad=True)
+    inputs, found = [x, *block.parameters()], []
+    for choice in (True, False):
+        with use_native(choice), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            (first,) = torch.autograd.grad(block(x).sin().sum(), x, create_graph=True)
+            found.append(torch.autograd.grad(first.square().sum(), inputs, allow_unused=True))
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()) + 1e-5)
+
+
+def test_an_empty_batch(dtype):
+    model = small_network().to(dtype).eval()
+    with torch.no_grad():
+        assert model(torch.randn(0, 3, 64, 64).to(dtype)).shape[0] == 0
+
+
+def test_the_default_device_is_not_that_of_the_results():
+    layer, x = Linear(40, 24), torch.randn(3, 40)
+    with torch.device("meta"):
+        assert layer(x).device.type == "cpu"
+
+
+def test_a_frozen_layer_keeps_nothing_of_what_it_reads():
+    layer, x = Linear(5, 3).requires_grad_(False), torch.randn(2, 5, requires_grad=True)
+    read = x * 1
+    out = layer(read)
+    read.add_(1)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(2, -1))

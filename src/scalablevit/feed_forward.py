@@ -231,9 +231,10 @@ def _forward(
 ) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     dtype = torch.promote_types(x.dtype, settings.dtype) if settings.residual else settings.dtype
-    out = x.new_empty(x.shape, dtype=dtype)  # no view of another: hooks may change it in place
-    out_rows = out.view(-1, x.shape[-1])
-    on_tiles = products_kernel(rows, settings.dtype, *parameters)
+    width = parameters[2].shape[0]
+    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)  # no view of another: hooks may change it in place
+    out_rows = out.view(-1, width)
+    on_tiles = products_kernel(rows, settings.dtype, *parameters) if _fit(x, norm_weight, parameters) else None
     if on_tiles is not None and rows.is_contiguous():
         before = None if norm_weight is None else (norm_weight, norm_bias, settings.eps)
         on_tiles.feed_forward(rows, before, parameters, out_rows, residual=settings.residual)
@@ -255,6 +256,15 @@ def _forward(
         if settings.residual:
             out_rows[part].add_(rows[part])
     return out
+
+
+def _fit(x: Tensor, norm_weight: Tensor | None, parameters: Sequence[Tensor]) -> bool:
+    """Whether sizes and types are those of a feed-forward; otherwise PyTorch's layers say what is wrong."""
+    weight1, bias1, weight2, bias2 = parameters
+    hidden, width = bias1.shape, x.shape[-1:]
+    if weight1.dtype != weight2.dtype or weight1.shape != (*hidden, *width) or weight2.shape != (*width, *hidden):
+        return False
+    return bias2.shape == width and (norm_weight is None or norm_weight.shape == width)
 
 
 def _forward_natively(

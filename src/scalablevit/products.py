@@ -15,14 +15,14 @@ from scalablevit.kernels.selection import products_kernel
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` of two matrices of one type, where nothing is recorded."""
-    kernel = None if left.dtype != right.dtype or type(right) is not Tensor else products_kernel(left, left.dtype)
+    """``left @ right`` of two matrices of one type."""
+    kernel = _kernel_for(left, right)
     return left @ right if kernel is None else cast(Tensor, kernel.multiply(left, right))
 
 
 def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left @ right`` for a total of the type of both, or in float32."""
-    kernel = None if left.dtype != right.dtype or type(right) is not Tensor else products_kernel(left, left.dtype)
+    kernel = _kernel_for(left, right)
     if kernel is not None:
         kernel.multiply(left, right, total, adds=True)
     elif total.dtype == left.dtype:
@@ -31,17 +31,32 @@ def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
+def _kernel_for(left: Tensor, right: Tensor) -> Any:
+    """What multiplies two matrices on tiles; None where nothing does, or autograd or a transform has to see it."""
+    if left.dtype != right.dtype or left.device != right.device or left.shape[-1:] != right.shape[:1]:
+        return None
+    if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
+        return None
+    if is_batched(left) or is_batched(right) or type(right) not in (Tensor, torch.nn.Parameter):
+        return None
+    return products_kernel(left, left.dtype)
+
+
 def linear_on_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """``x @ weight^T + bias``, (..., c) to (..., c'), as autocast has it; None where no kernel serves."""
-    if x.device.type != "cpu" or x.shape[-1:] != weight.shape[1:]:
+    if x.device.type != "cpu" or weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or weight.shape[1] == 0:
         return None  # PyTorch says what is wrong
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if dtype == x.dtype and weight.dtype != dtype and not torch.is_autocast_enabled("cpu"):
+    if not torch.is_autocast_enabled("cpu") and any(one is not None and one.dtype != dtype for one in (weight, bias)):
+        return None
+    kernel = products_kernel(x, dtype, weight, bias)
+    if kernel is None:
         return None
     rows = x.reshape(-1, x.shape[-1])
-    kernel = products_kernel(rows, dtype, weight, bias)
-    if kernel is None or not rows.is_contiguous():
-        return None
+    if not rows.is_contiguous():
+        rows = rows.contiguous()
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
         out: Tensor = _Linear.apply(kernel, rows, weight, bias)
     else:
@@ -50,24 +65,29 @@ def linear_on_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | 
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer that keeps what it reads."""
+    """A linear layer that keeps what its gradients ask for."""
 
     @staticmethod
     def forward(ctx: Any, kernel: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        ctx.kernel, ctx.bias_dtype = kernel, None if bias is None else bias.dtype
+        _, needs_rows, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if needs_weight else None, weight if needs_rows else None)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return cast(Tensor, kernel.linear(rows, weight, bias)[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
         _, needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
-        if torch.is_grad_enabled() or is_batched(grad):  # in operations that are differentiable again
-            grad_rows = grad @ weight.to(grad.dtype) if needs_rows else None
-            grad_weight = (grad.mT @ rows).to(weight.dtype) if needs_weight else None
-        else:
-            grad_rows = product(grad, weight.detach().to(grad.dtype)) if needs_rows else None
-            grad_weight = weight.new_empty(weight.shape) if needs_weight else None
-            if grad_weight is not None:
-                ctx.kernel.multiply(grad.t(), rows, grad_weight)
-        return None, grad_rows, grad_weight, grad.sum(-2).to(ctx.bias_dtype) if needs_bias else None
+        grad_weight = None
+        if needs_weight:  # a weight in float32 is not rounded on the way
+            kernel = _kernel_for(grad.mT, rows) if grad.ndim == 2 else None
+            if kernel is None:
+                grad_weight = (grad.mT @ rows).to(weight_dtype)
+            else:
+                grad_weight = kernel.multiply(
+                    grad.t(), rows, grad.new_empty(grad.shape[1], rows.shape[1], dtype=torch.float32)
+                )
+                grad_weight = grad_weight.to(weight_dtype)
+        grad_rows = product(grad, weight.to(grad.dtype)) if needs_rows else None
+        return None, grad_rows, grad_weight, grad.sum(-2).to(bias_dtype) if needs_bias else None

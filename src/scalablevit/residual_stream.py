@@ -49,6 +49,10 @@ def normed_linear(
     parameters = norm_of(norm)
     if parameters is None or widths[0] % 32 or not may_recompute(x):
         return None
+    if norm.weight.shape != x.shape[-1:] or weight.shape != (sum(widths), x.shape[-1]):
+        return None  # the layers say what is wrong
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return None
     if is_recorded(x, norm.weight, norm.bias, weight, bias):
         return None
     dtype = product_dtype(x, parameters, (weight, bias))
@@ -57,7 +61,7 @@ def normed_linear(
         return None
     rows = x.view(-1, x.shape[-1])
     first, second = kernel.linear(rows, weight, bias, norm=parameters, first_columns=widths[0])
-    return first.view(*x.shape[:-1], -1), second.view(*x.shape[:-1], -1)
+    return first.view(*x.shape[:-1], widths[0]), second.view(*x.shape[:-1], widths[1])
 
 
 def add_projected(residual: Tensor | None, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor:
@@ -86,7 +90,8 @@ def _add_natively(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: 
     if dtype is None or values.dtype != dtype:
         return None
     rows = values.reshape(-1, values.shape[-1])
-    on_tiles = products_kernel(rows, dtype, layer.weight, layer.bias) if residual.dtype == dtype else None
+    fits = layer.weight.shape == (residual.shape[-1], rows.shape[1]) and layer.bias.shape == residual.shape[-1:]
+    on_tiles = products_kernel(rows, dtype, layer.weight, layer.bias) if fits and residual.dtype == dtype else None
     if on_tiles is not None and residual.is_contiguous() and rows.is_contiguous():
         stream = residual.view(-1, residual.shape[-1])
         return cast(Tensor, on_tiles.linear(rows, layer.weight, layer.bias, residual=stream)[0]).view(residual.shape)

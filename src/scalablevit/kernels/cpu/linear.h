@@ -80,8 +80,8 @@ void linear(const T* x, const float* norm_weight, const float* norm_bias, float 
   }
 }
 
-// out = left @ right, or that added to it: (rows, columns), rows `out_stride` apart; sums over `length`. Sums of more
-// than kLongestSum are made in parts, and kept in float32 in between.
+// out = left @ right, or that added to it: (rows, columns), rows `out_stride` apart; sums over `length`. In
+// float32 sums of more than kLongestSum are made in parts.
 template <typename T, typename W, typename Out>
 void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t out_stride, int64_t rows, int64_t columns,
                        int64_t length, bool adds, int threads) {

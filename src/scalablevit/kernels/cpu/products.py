@@ -13,6 +13,8 @@ from torch import Tensor
 from scalablevit.kernels.cpu.attention import addresses, call
 from scalablevit.kernels.cpu.rows import as_float
 
+_LONGEST_SUM = 1024  # of bfloat16 in one part
+
 NormParameters = tuple[Tensor, Tensor, float]  # weight (c), bias (c), eps
 
 
@@ -40,7 +42,7 @@ def linear(
     """
     rows, columns = x.shape[0], weight.shape[0]
     first = columns if first_columns is None else first_columns
-    out, second = (torch.empty((rows, wide), dtype=x.dtype) for wide in (first, columns - first))
+    out, second = (torch.empty((rows, wide), dtype=x.dtype, device=x.device) for wide in (first, columns - first))
     norm_weight, norm_bias, eps = _norm(norm)
     weight, bias = weight.detach(), None if bias is None else as_float(bias)
     call(
@@ -99,7 +101,10 @@ def multiply(left: Tensor, right: Tensor, out: Tensor | None = None, *, adds: bo
         adds: Whether the product is added to `out`.
     """
     if out is None:
-        out = torch.empty((left.shape[0], right.shape[1]), dtype=left.dtype)
+        # Long sums are made in parts, and so in float32.
+        dtype = torch.float32 if left.shape[1] > _LONGEST_SUM else left.dtype
+        out = torch.empty((left.shape[0], right.shape[1]), dtype=dtype, device=left.device)
+        return multiply(left, right, out).to(left.dtype)
     if left.shape[1] == 0:  # sums of nothing
         return out if adds else out.zero_()
     left, right = _with_a_unit_stride(left), _with_a_unit_stride(right)

@@ -75,6 +75,7 @@ struct Tiles {
 
   Tiles() {
     has_tiles();
+    settle(&before);
     _tile_storeconfig(&before);
     settle(&before);
     Configuration ours;
