@@ -157,7 +157,7 @@ def test_autocast_gives_what_it_gives_module_by_module(name, x_dtype):
     for one, other, right in zip(ours, theirs, reference, strict=True):
         assert one.dtype == other.dtype
         error, allowed = (one.double() - right).norm(), (other.double() - right).norm()
-        assert error <= 1.5 * allowed + 2**-8 * right.norm()  # one rounding
+        assert error <= 1.5 * allowed + 1e-3 * right.norm()
 
 
 @every_branch

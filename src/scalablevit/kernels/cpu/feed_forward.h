@@ -11,7 +11,7 @@
 namespace scalablevit {
 
 constexpr int64_t kFeedForwardRows = 256;  // at once
-constexpr int64_t kHiddenGroups = 8;        // of the hidden layer at once
+constexpr int64_t kHiddenGroups = 8;       // of the hidden layer at once
 
 // out = gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2, plus x if kept.
 template <typename T, typename W>

@@ -5,9 +5,10 @@
 // that all that the tiles load lies one after the other, and rows, columns and numbers that are missing are zeros.
 //
 // Numbers of bfloat16 have one part. A number of float32 is cut into three of bfloat16, x = a + b + c, of 8 bits each:
-// exactly, as its 24 bits are what the three hold, down to 1e-33, below which the last ones are lost. Of the nine products of two such numbers the six largest are computed;
-// the others are below 2^-24 of the whole. Tiles add 32 products up before they add to a sum, so that fewer roundings
-// come together than in sums one by one. What is infinite, or above 3.39e38, comes out as no number.
+// exactly, as its 24 bits are what the three hold, down to 1e-33, below which the last ones are lost. Of the nine products
+// of two such numbers the six largest are computed; the others are below 2^-24 of the whole. Tiles add 32 products up
+// before they add to a sum, so that fewer roundings come together than in sums one by one. What is infinite, or above
+// 3.39e38, comes out as no number.
 
 #pragma once
 
