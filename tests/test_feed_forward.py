@@ -3,7 +3,7 @@ import torch
 
 from scalablevit import feed_forward
 from scalablevit.feed_forward import FeedForward
-from scalablevit.kernels import use_native
+from scalablevit.kernels import selection, use_native
 
 
 @pytest.mark.parametrize("frozen", [(), ("fc2.weight",), ("fc1.weight", "fc1.bias", "fc2.bias")], ids=str)
@@ -24,6 +24,15 @@ def test_the_feed_forward_keeps_less_and_has_the_gradients_of_plain_autograd(fro
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert 24 * 24 not in saved  # the hidden layer
     assert torch.autograd.gradgradcheck(lambda x: ff(x), (x[:1, :1, :2].detach().requires_grad_(),))
+
+
+def test_the_feed_forward_under_autocast_is_that_of_its_layers_where_there_are_no_tiles(monkeypatch):
+    monkeypatch.setattr(selection, "_has_tiles", lambda: False)
+    ff, x = FeedForward(8), torch.randn(2, 3, 4, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = ff(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(out, ff._apply_layers(x))
 
 
 def test_the_feed_forward_under_autocast_has_gradients_in_the_type_of_the_weights():
