@@ -32,10 +32,11 @@ from scalablevit.classification.configuration import (
     TrainConfig,
 )
 from scalablevit.classification.devices import own_rank
-from scalablevit.classification.faults import TrainingFault
+from scalablevit.classification.faults import TrainingFault, describe_unreachable
 from scalablevit.classification.learning_rates import LearningRateRule
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
+from scalablevit.images import UnreachableStoreError
 from scalablevit.recipes import recipe_file, recipe_names
 from scalablevit.suggestions import nearest_name
 
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 DATA_HELP = (
     "A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file with the columns path, label"
-    " and optionally split, a set by its name (torch/NAME:FOLDER, hfds/NAME, wds/FOLDER), or 'sample' for the embedded"
-    " images."
+    " and optionally split, a set by its name (torch/NAME:FOLDER, hfds/NAME, hfids/NAME, wds/FOLDER), or 'sample' for"
+    " the embedded images."
 )
 DOWNLOAD_HELP = "Fetch a set of torchvision's, torch/NAME:FOLDER, into its folder first, if it is not there."
 # Options that are one number or several.
@@ -106,8 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except TrainingFault as fault:
-        print(f"scalablevit: error: {_own_name()}{one_line(fault)}", file=sys.stderr)
+    except (TrainingFault, UnreachableStoreError) as fault:
+        message = describe_unreachable(fault) if isinstance(fault, UnreachableStoreError) else one_line(fault)
+        print(f"scalablevit: error: {_own_name()}{message}", file=sys.stderr)
         return FAILED
     except (argparse.ArgumentError, ValueError, OSError, MissingExtraError) as error:
         message = one_line(error)
