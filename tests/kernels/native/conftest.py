@@ -7,18 +7,20 @@ import pytest
 
 from scalablevit.kernels.cpu import attention, compilation
 
-# Vectors of 8 with AVX2, of 8 in two halves without, and of 4 as NEON has them.
+# Vectors of 8 with AVX2, of 8 in two halves without, and of 4 as NEON has them; tiles in plain loops.
 VARIANTS = {
     "native": None,
     "avx2": ("-march=haswell",),
     "no architecture": (),
     "four lanes": ("-DSCALABLEVIT_FOUR_LANES",),
+    "emulated tiles": ("-O1", "-fopenmp", "-DSCALABLEVIT_EMULATED_TILES", "-Wno-psabi"),
 }
+QUICK = ("native", "emulated tiles")
 
 
 @pytest.fixture(
     scope="session",
-    params=["native", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name != "native")],
+    params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name not in QUICK)],
 )
 def kernels(request, tmp_path_factory):
     """A loaded library."""

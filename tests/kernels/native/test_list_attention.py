@@ -40,11 +40,22 @@ def test_the_same_bits_whatever_the_threads(launcher):
         torch.set_num_threads(threads)
 
 
-def test_scores_far_from_zero_and_an_empty_batch(launcher):
-    query, key, value, grad = lists(9, 5, 8, 6)
-    out = launcher.attend_to_few(query * 1e4, key, value, 0.3)
-    assert_near(out, expected_of(query * 1e4, key, value, grad, 0.3)[0], torch.float32)
-    assert launcher.attend_to_few(query[:0], key[:0], value[:0], 0.3).shape == (0, 2, 9, 6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [0.3, -0.3])
+def test_scores_far_from_zero_and_an_empty_batch(launcher, dtype, scale):
+    query, key, value, grad = (x.to(dtype) for x in lists(9, 50, 8, 6))
+    out = launcher.attend_to_few(query * 1e4, key, value, scale)
+    assert_near(out, expected_of(query * 1e4, key, value, grad, scale)[0], dtype)
+    assert launcher.attend_to_few(query[:0], key[:0], value[:0], scale).shape == (0, 2, 9, 6)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_results_in_bfloat16_are_no_numbers_where_plain_products_have_none(number, launcher):
+    query, key, value, grad = (x.bfloat16() for x in lists(20, 50, 8, 6))
+    query[0, 0, 3, 2] = number
+    value[0, 1, 7, 3] = number
+    found = launcher.attend_to_few(query, key, value, 0.3)
+    assert torch.equal(found.isnan(), expected_of(query, key, value, grad, 0.3)[0].isnan())
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

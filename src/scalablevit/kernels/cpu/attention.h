@@ -22,6 +22,8 @@ inline void copy(const T* from, float* to, int width, float factor = 1.0f) {
 // What one thread works with: a head's keys (k, d) and values (k, e), and of a block of queries their transposed rows
 // (d, block), weights (k, block) and transposed results (e, block). Widths are rounded up to whole vectors.
 struct Workspace {
+  static constexpr int kQueries = kBlock;
+
   int keys = 0, key_width, value_width, key_stride, value_stride;
   std::vector<float> key, value, query, weights, result;
 
@@ -36,10 +38,14 @@ struct Workspace {
         weights((size_t)most_keys * kBlock),
         result((size_t)value_stride * kBlock) {}
 
-  template <typename T>
-  void set_key(int k, const T* key_row, const T* value_row) {
-    copy(key_row, &key[(size_t)k * key_stride], key_width);
-    copy(value_row, &value[(size_t)k * value_stride], value_width);
+  // `key_row(k)` and `value_row(k)` are those of `count` keys.
+  template <typename KeyRow, typename ValueRow>
+  void set_keys(int count, KeyRow key_row, ValueRow value_row) {
+    keys = count;
+    for (int k = 0; k < count; ++k) {
+      copy(key_row(k), &key[(size_t)k * key_stride], key_width);
+      copy(value_row(k), &value[(size_t)k * value_stride], value_width);
+    }
   }
 };
 

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "attention.h"
+#include "tile_attention.h"
 
 namespace scalablevit {
 
@@ -13,39 +13,49 @@ struct ListStrides {  // of (b, n, length, width)
   int64_t b, n, row;
 };
 
-constexpr int kPiece = 4 * kBlock;  // queries that a thread takes at once, so that few heads keep all threads busy
-
-template <typename T>
-void attend_to_list(const T* query, const T* key, const T* value, T* out, int b, int heads, int queries, int keys,
+template <typename Work, typename T>
+void attend_to_list_in(const T* query, const T* key, const T* value, T* out, int b, int heads, int queries, int keys,
                     int key_width, int value_width, ListStrides query_strides, ListStrides key_strides,
                     ListStrides value_strides, float scale, int threads) {
+  constexpr int kPiece = 4 * Work::kQueries;  // that a thread takes at once, so that few heads keep all threads busy
   const int pieces = (queries + kPiece - 1) / kPiece;
   const int64_t tasks = (int64_t)b * heads * pieces;
 #pragma omp parallel num_threads(threads)
   {
-    Workspace work(keys, key_width, value_width);
-    work.keys = keys;
+    Work work(keys, key_width, value_width);
     int64_t held = -1;  // whose keys and values the workspace has
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t pair = task / pieces, image = pair / heads, n = pair % heads;
+      const T* first_key = key + image * key_strides.b + n * key_strides.n;
+      const T* first_value = value + image * value_strides.b + n * value_strides.n;
       if (pair != held)
-        for (int k = 0; k < keys; ++k)
-          work.set_key(k, key + image * key_strides.b + n * key_strides.n + k * key_strides.row,
-                       value + image * value_strides.b + n * value_strides.n + k * value_strides.row);
+        work.set_keys(
+            keys, [&](int k) { return first_key + k * key_strides.row; },
+            [&](int k) { return first_value + k * value_strides.row; });
       held = pair;
       const int begin = (int)(task % pieces) * kPiece, end = std::min(queries, begin + kPiece);
-      for (int first = begin; first < end; first += kBlock) {
+      for (int first = begin; first < end; first += Work::kQueries) {
         const T* rows = query + image * query_strides.b + n * query_strides.n + first * query_strides.row;
         T* target = out + ((image * queries + first) * heads + n) * value_width;  // heads side by side
         attend_block(
-            work, std::min(kBlock, end - first), scale, [&](int q) { return rows + q * query_strides.row; },
+            work, std::min(Work::kQueries, end - first), scale, [&](int q) { return rows + q * query_strides.row; },
             [&](int q, int e, Vector found) {
               store_some(target + (int64_t)q * heads * value_width + e, found, value_width - e);
             });
       }
     }
   }
+}
+
+template <typename T>
+void attend_to_list(const T* query, const T* key, const T* value, T* out, int b, int heads, int queries, int keys,
+                    int key_width, int value_width, ListStrides query_strides, ListStrides key_strides,
+                    ListStrides value_strides, float scale, int threads) {
+  with_workspace<T>(keys, [&](auto kind) {
+    attend_to_list_in<typename decltype(kind)::Type>(query, key, value, out, b, heads, queries, keys, key_width, value_width,
+                                                     query_strides, key_strides, value_strides, scale, threads);
+  });
 }
 
 // Gradients lie in memory as results do: (b, length, n, width), heads side by side.
@@ -57,13 +67,14 @@ void differentiate_list(const T* grad, const T* query, const T* key, const T* va
 #pragma omp parallel num_threads(threads)
   {
     GradientWorkspace work(keys, key_width, value_width);
-    work.keys = keys;
 #pragma omp for schedule(static)
     for (int64_t pair = 0; pair < (int64_t)b * heads; ++pair) {
       const int64_t image = pair / heads, n = pair % heads;
-      for (int k = 0; k < keys; ++k)
-        work.set_key(k, key + image * key_strides.b + n * key_strides.n + k * key_strides.row,
-                     value + image * value_strides.b + n * value_strides.n + k * value_strides.row);
+      const T* first_key = key + image * key_strides.b + n * key_strides.n;
+      const T* first_value = value + image * value_strides.b + n * value_strides.n;
+      work.set_keys(
+          keys, [&](int k) { return first_key + k * key_strides.row; },
+          [&](int k) { return first_value + k * value_strides.row; });
       work.clear();
       for (int first = 0; first < queries; first += kBlock) {
         const T* rows = query + image * query_strides.b + n * query_strides.n + first * query_strides.row;

@@ -44,11 +44,20 @@ inline Vector load(const float* p) {
   return v;
 }
 
-inline Vector load(const BFloat16* p) {
+// Sixteen bits each, in the lower halves of the lanes.
+inline Integers load_bits(const BFloat16* p) {
+#if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)  // GCC 13 makes a dozen instructions of the other form
+  __m256i bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return (Integers)_mm512_cvtepu16_epi32(bits);
+#else
   Halves bits;
   std::memcpy(&bits, p, sizeof bits);
-  return (Vector)(__builtin_convertvector(bits, Integers) << 16);
+  return __builtin_convertvector(bits, Integers);
+#endif
 }
+
+inline Vector load(const BFloat16* p) { return (Vector)(load_bits(p) << 16); }
 
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
@@ -84,6 +93,8 @@ inline Vector load_some(const T* p, int count) {
   return load(buffer);
 }
 
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
 // The sum over the lanes.
 template <int kStep, int... kLane>
 inline Vector fold(Vector v, std::integer_sequence<int, kLane...>) {
@@ -96,6 +107,20 @@ inline float total(Vector v) {
     return total<kStep / 2>(fold<kStep>(v, std::make_integer_sequence<int, kLanes>()));
   else
     return v[0];
+}
+
+// The largest of the lanes, in each of them.
+template <int kStep, int... kLane>
+inline Vector larger_half(Vector v, std::integer_sequence<int, kLane...>) {
+  return larger(v, __builtin_shufflevector(v, v, (kLane ^ kStep)...));
+}
+
+template <int kStep = kLanes / 2>
+inline Vector largest(Vector v) {
+  if constexpr (kStep > 0)
+    return largest<kStep / 2>(larger_half<kStep>(v, std::make_integer_sequence<int, kLanes>()));
+  else
+    return v;
 }
 
 template <typename T>
@@ -113,8 +138,6 @@ inline void for_each_vector(int width, Body body) {
   for (; i + kLanes <= width; i += kLanes) body(i, kLanes);
   if (i < width) body(i, width - i);
 }
-
-inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
 // One step of a transposition: of each pair of rows `step` apart, the off-diagonal blocks of `step` lanes change places.
 template <int kStep, int... kLane>

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "attention.h"
+#include "tile_attention.h"
 
 namespace scalablevit {
 
@@ -20,22 +20,28 @@ struct Lim {
   int channels, height, width;
   MapStrides strides;
 
-  // At (y, x), for `count` channels from `channel` on; `value` is the image's map.
-  Vector at(const T* value, int y, int x, int channel, int count) const {
-    const T* centre = value + y * strides.h + x * strides.w + channel;
-    const float* factor = weight + channel;
-    Vector total = load_some(bias + channel, count);
-    if (y > 0 && y + 1 < height && x > 0 && x + 1 < width && count >= kLanes) {
-      for (int dy = -1; dy <= 1; ++dy)
-        for (int dx = -1; dx <= 1; ++dx, factor += channels)
-          total += load(centre + dy * strides.h + dx * strides.w) * load(factor);
-      return total;
+  // Of `count` channels, for `length` positions of a row from (y, x) on; `value` is the image's map. Each column of three
+  // positions is read once for the three results that it is part of.
+  void along(const T* value, int y, int x, int length, int channel, int count, float* out, int out_stride) const {
+    Vector factors[9], columns[3][3];  // the column before, this one, the next
+    for (int i = 0; i < 9; ++i) factors[i] = load_some(weight + i * channels + channel, count);
+    const Vector start = load_some(bias + channel, count);
+    auto read = [&](int at, Vector* column) {
+      for (int dy = -1; dy <= 1; ++dy) {
+        const bool inside = at >= 0 && at < width && y + dy >= 0 && y + dy < height;
+        column[dy + 1] = inside ? load_some(value + (y + dy) * strides.h + at * strides.w + channel, count) : Vector{};
+      }
+    };
+    read(x - 1, columns[0]);
+    read(x, columns[1]);
+    for (int i = 0; i < length; ++i, out += out_stride) {
+      read(x + i + 1, columns[2]);
+      Vector total = start;
+      for (int dx = 0; dx < 3; ++dx)
+        for (int dy = 0; dy < 3; ++dy) total += columns[dx][dy] * factors[3 * dy + dx];
+      store(out, total);
+      for (int dy = 0; dy < 3; ++dy) columns[0][dy] = columns[1][dy], columns[1][dy] = columns[2][dy];
     }
-    for (int dy = -1; dy <= 1; ++dy)
-      for (int dx = -1; dx <= 1; ++dx, factor += channels)
-        if (y + dy >= 0 && y + dy < height && x + dx >= 0 && x + dx < width)
-          total += load_some(centre + dy * strides.h + dx * strides.w, count) * load_some(factor, count);
-    return total;
   }
 };
 
@@ -47,7 +53,7 @@ struct Position {
 struct Windows {
   int height, width, window_height, window_width, rows, columns;
   int64_t image = 0;
-  int keys = 0;
+  int keys = 0, columns_inside = 0;
   std::vector<Position> positions;
 
   Windows(int height, int width, int window_height, int window_width)
@@ -63,6 +69,7 @@ struct Windows {
     image = task / (rows * columns);
     const int top = (int)(task / columns % rows) * window_height, left = (int)(task % columns) * window_width;
     keys = 0;
+    columns_inside = std::min(window_width, width - left);
     for (int y = top; y < std::min(top + window_height, height); ++y)
       for (int x = left; x < std::min(left + window_width, width); ++x) positions[keys++] = {y, x};
   }
@@ -71,10 +78,19 @@ struct Windows {
   T* at(T* map, MapStrides strides, int k) const {
     return map + image * strides.b + positions[k].y * strides.h + positions[k].x * strides.w;
   }
+
+  // LIM of a head's channels at each position of the window: (k, stride).
+  template <typename T>
+  void interact(const Lim<T>& lim, const T* value, int channel, int channels, float* out, int stride) const {
+    for (int k = 0; k < keys; k += columns_inside)
+      for (int e = 0; e < channels; e += kLanes)
+        lim.along(value + image * lim.strides.b, positions[k].y, positions[k].x, columns_inside, channel + e, channels - e,
+                  out + (int64_t)k * stride + e, stride);
+  }
 };
 
-template <typename T>
-void attend_in_windows(const T* query_key, const T* value, T* out, const float* lim_weight, const float* lim_bias, int b,
+template <typename Work, typename T>
+void attend_in_windows_in(const T* query_key, const T* value, T* out, const float* lim_weight, const float* lim_bias, int b,
                        int height, int width, int heads, int key_width, int value_width, MapStrides query_key_strides,
                        MapStrides value_strides, int window_height, int window_width, float scale, int threads) {
   const int channels = heads * value_width;
@@ -83,29 +99,41 @@ void attend_in_windows(const T* query_key, const T* value, T* out, const float* 
 #pragma omp parallel num_threads(threads)
   {
     Windows windows(height, width, window_height, window_width);
-    Workspace work(window_height * window_width, key_width, value_width);
+    Work work(window_height * window_width, key_width, value_width);
+    const int stride = round_up(value_width, kLanes);
+    std::vector<float> interaction(lim.weight ? (size_t)window_height * window_width * stride : 0);
     const int64_t tasks = (int64_t)b * windows.rows * windows.columns;
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < tasks; ++task) {
       windows.go_to(task);
-      work.keys = windows.keys;
       for (int n = 0; n < heads; ++n) {
         const T *queries = query_key + n * key_width, *keys = queries + heads * key_width, *values = value + n * value_width;
-        for (int k = 0; k < work.keys; ++k)
-          work.set_key(k, windows.at(keys, query_key_strides, k), windows.at(values, value_strides, k));
-        for (int first = 0; first < work.keys; first += kBlock)
+        work.set_keys(
+            windows.keys, [&](int k) { return windows.at(keys, query_key_strides, k); },
+            [&](int k) { return windows.at(values, value_strides, k); });
+        if (lim.weight) windows.interact(lim, value, n * value_width, value_width, interaction.data(), stride);
+        for (int first = 0; first < windows.keys; first += Work::kQueries)
           attend_block(
-              work, std::min(kBlock, work.keys - first), scale,
+              work, std::min(Work::kQueries, windows.keys - first), scale,
               [&](int q) { return windows.at(queries, query_key_strides, first + q); },
               [&](int q, int e, Vector found) {
-                const auto [y, x] = windows.positions[first + q];
-                const int channel = n * value_width + e, count = value_width - e;
-                if (lim.weight) found += lim.at(value + windows.image * value_strides.b, y, x, channel, count);
-                store_some(windows.at(out, out_strides, first + q) + channel, found, count);
+                if (lim.weight) found += load(&interaction[(size_t)(first + q) * stride + e]);
+                store_some(windows.at(out, out_strides, first + q) + n * value_width + e, found, value_width - e);
               });
       }
     }
   }
+}
+
+template <typename T>
+void attend_in_windows(const T* query_key, const T* value, T* out, const float* lim_weight, const float* lim_bias, int b,
+                       int height, int width, int heads, int key_width, int value_width, MapStrides query_key_strides,
+                       MapStrides value_strides, int window_height, int window_width, float scale, int threads) {
+  with_workspace<T>(window_height * window_width, [&](auto kind) {
+    attend_in_windows_in<typename decltype(kind)::Type>(query_key, value, out, lim_weight, lim_bias, b, height, width, heads,
+                                                        key_width, value_width, query_key_strides, value_strides,
+                                                        window_height, window_width, scale, threads);
+  });
 }
 
 // The gradients of maps are contiguous. LIM's part in that of values is the convolution of `grad` with its weight
@@ -123,16 +151,16 @@ void differentiate_in_windows(const T* grad, const T* query_key, const T* value,
   {
     Windows windows(height, width, window_height, window_width);
     GradientWorkspace work(window_height * window_width, key_width, value_width);
+    std::vector<float> interaction(lim.weight ? work.value.size() : 0);
     const int64_t tasks = (int64_t)b * windows.rows * windows.columns;
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < tasks; ++task) {
       windows.go_to(task);
-      work.keys = windows.keys;
       for (int n = 0; n < heads; ++n) {
         const int query_channel = n * key_width, key_channel = (heads + n) * key_width, value_channel = n * value_width;
-        for (int k = 0; k < work.keys; ++k)
-          work.set_key(k, windows.at(query_key, query_key_strides, k) + key_channel,
-                       windows.at(value, value_strides, k) + value_channel);
+        work.set_keys(
+            windows.keys, [&](int k) { return windows.at(query_key, query_key_strides, k) + key_channel; },
+            [&](int k) { return windows.at(value, value_strides, k) + value_channel; });
         work.clear();
         for (int first = 0; first < work.keys; first += kBlock)
           differentiate_block(
@@ -142,17 +170,17 @@ void differentiate_in_windows(const T* grad, const T* query_key, const T* value,
               [&](int q, int d, Vector found) {
                 store_some(windows.at(grad_query_key, to_query_key, first + q) + query_channel + d, found, key_width - d);
               });
+        if (lim.weight) windows.interact(lim, grad, value_channel, value_width, interaction.data(), work.value_stride);
         for (int k = 0; k < work.keys; ++k) {
           T* key_row = windows.at(grad_query_key, to_query_key, k) + key_channel;
           for (int d = 0; d < key_width; d += kLanes)
             store_some(key_row + d, load(&work.grad_key[(size_t)k * work.key_stride + d]), key_width - d);
           T* value_row = windows.at(grad_value, to_value, k) + value_channel;
           for (int e = 0; e < value_width; e += kLanes) {
-            const auto [y, x] = windows.positions[k];
-            const int count = value_width - e;
-            Vector found = load(&work.grad_value[(size_t)k * work.value_stride + e]);
-            if (lim.weight) found += lim.at(grad + windows.image * grad_strides.b, y, x, value_channel + e, count);
-            store_some(value_row + e, found, count);
+            const size_t at = (size_t)k * work.value_stride + e;
+            Vector found = load(&work.grad_value[at]);
+            if (lim.weight) found += load(&interaction[at]);
+            store_some(value_row + e, found, value_width - e);
           }
         }
       }
