@@ -12,11 +12,9 @@ constexpr int64_t kLinearRows = 256;    // of the left side, packed at once
 constexpr int64_t kLongestSum = 1024;   // numbers along k, packed at once
 constexpr int64_t kWidestRight = 2048;  // columns of the right side, packed at once
 
-// LayerNorm of a row, or the row as it is where there is no weight, in float32.
+// LayerNorm of a row, in float32.
 template <typename T>
 inline void read_row(const T* x, const float* weight, const float* bias, float eps, int width, float* out) {
-  if (!weight)
-    return for_each_vector(width, [&](int i, int count) { store_some(out + i, load_some(x + i, count), count); });
   const Moments of = moments(x, width, eps);
   for_each_vector(width, [&](int i, int count) {
     const Vector centred = (load_some(x + i, count) - of.mean) * of.factor;
@@ -24,10 +22,11 @@ inline void read_row(const T* x, const float* weight, const float* bias, float e
   });
 }
 
-// Up to kGroup rows of x, each through the norm, as a packed group. `normed` holds (kGroup, width).
+// Up to kGroup rows of x, each through the norm if there is one, as a packed group. `normed` holds (kGroup, width).
 template <int kParts, typename T>
 inline void pack_normed(const T* x, const float* weight, const float* bias, float eps, int rows, int width, float* normed,
                         BFloat16* target) {
+  if (!weight) return pack_group<kParts, false>(Side<T>{x, width, 1}, 0, rows, 0, width, target);
   for (int i = 0; i < rows; ++i) read_row(x + (int64_t)i * width, weight, bias, eps, width, normed + (int64_t)i * width);
   pack_group<kParts, false>(Side<float>{normed, width, 1}, 0, rows, 0, width, target);
 }

@@ -109,6 +109,16 @@ inline void cut_pairs(Vector* first, Vector* second, BFloat16* target, int64_t a
     }
 }
 
+// `count` of up to kStep numbers, and zeros after them.
+inline void copy_numbers(const BFloat16* from, int count, BFloat16* to) {
+#if defined(__AVX512BW__)
+  const __mmask32 wanted = count >= kStep ? ~0u : (1u << count) - 1;
+  _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(wanted, from));
+#else
+  for (int i = 0; i < kStep; ++i) to[i] = i < count ? from[i] : BFloat16{0};
+#endif
+}
+
 // A tile of pairs, turned: its rows become columns.
 inline void turn(const BFloat16* from, BFloat16* to) {
   if constexpr (kLanes == kTile) {
@@ -142,8 +152,12 @@ inline void pack_tile(Side<T> side, int64_t line, int lines, int64_t number, int
   const int64_t made_apart = by_line == kRight ? kTileSize : apart;
   if (by_line) {
     for (int i = 0; i < kTile; ++i) {
-      Vector some[kStep / kLanes] = {};
       const T* from = side.at(line + i, number);
+      if constexpr (kParts == 1 && sizeof(T) == sizeof(BFloat16)) {
+        copy_numbers(from, i < lines ? numbers : 0, made + i * kStep);
+        continue;
+      }
+      Vector some[kStep / kLanes] = {};
       if (i < lines)
         for_each_column(numbers, [&](int j, int count) { some[j / kLanes] = load_some(from + j, count); });
       cut<kParts>(some, made + i * kStep, made_apart);

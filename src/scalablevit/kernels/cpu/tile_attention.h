@@ -27,16 +27,6 @@ inline Vector power_of_two(Vector x) {
 #endif
 }
 
-// `count` of up to kStep numbers, and zeros after them.
-inline void copy_numbers(const BFloat16* from, int count, BFloat16* to) {
-#if defined(__AVX512BW__)
-  const __mmask32 wanted = count >= kStep ? ~0u : (1u << count) - 1;
-  _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(wanted, from));
-#else
-  for (int i = 0; i < kStep; ++i) to[i] = i < count ? from[i] : BFloat16{0};
-#endif
-}
-
 inline Integers load_some_bits(const BFloat16* from, int count) {
   if (count >= kLanes) return load_bits(from);
   BFloat16 some[kStep];
