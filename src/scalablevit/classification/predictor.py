@@ -5,7 +5,6 @@ Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from scalablevit.classification.evaluation import choose_device
 from scalablevit.classification.image_inputs import ImageInput, each_image, is_one_image, open_image
+from scalablevit.classification.machine_checks import available_cores
 from scalablevit.classification.prediction import FailedPrediction, Prediction
 from scalablevit.configuration import check_count
 from scalablevit.exporting import is_export, open_export
@@ -49,7 +49,7 @@ class Predictor:
             the CPU.
         top: How many classes to give for each image; no more than there are.
         batch_size: Images at once.
-        workers: Threads that read images beside the network; None: one per processor core, up to 8.
+        workers: Threads that read images beside the network; None: one per processor core that the process may use, up to 8.
 
     Attributes:
         labels: Names of the classes, in the order of the logits; their numbers where they have no names.
