@@ -187,6 +187,22 @@ def test_a_mistake_in_the_users_own_iterator_comes_through(predictor, files):
         predictor(failing())
 
 
+@pytest.mark.parametrize("count", [0, 1, 4, 9, 14])
+def test_what_came_before_a_mistake_in_the_source_comes_first(predictor, files, count):
+    def failing():
+        yield from files[:count]
+        raise KeyError("the camera")
+
+    found = []
+    with pytest.raises(KeyError, match="the camera"):
+        found.extend(predictor.stream(failing()))  # a list keeps what came before an error
+    assert [each.path for each in found] == files[:count]
+    found = []
+    with pytest.raises(ValueError, match=r"\*\.none holds no images"):
+        found.extend(predictor.stream([*files[:count], "*.none"]))
+    assert [each.path for each in found] == files[:count]
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
