@@ -246,6 +246,24 @@ def test_a_result_is_a_line_of_json(predictor, files):
     assert json.loads(predictor(np.zeros((4, 4), np.uint8)).to_json())["path"] is None
 
 
+@pytest.mark.parametrize("count", [1, 5, 19, 20, 500])
+def test_bars_and_words_of_classes_do_not_touch_however_many_there_are(count):
+    numbers = tuple(range(count))
+    prediction = Prediction(
+        path=None,
+        labels=tuple(f"class\n{number}" for number in numbers),
+        probabilities=(0.5,) * count,
+        indices=numbers,
+        source=np.zeros((10, 10), np.uint8),
+    )
+    bars = np.asarray(prediction.picture())[:, 480 + 24 : -24].astype(int)  # beside the image, without margins
+    has_bar = (bars == (47, 111, 178)).all(2).any(1)
+    has_words = (bars.sum(2) < 300).any(1)  # dark, as neither bars nor paper are
+    assert (np.diff(has_bar.astype(int)) == 1).sum() == count
+    assert has_words.any()
+    assert not (has_bar & has_words).any()
+
+
 def test_a_result_is_a_picture(predictor, files):
     picture = predictor(files[0]).picture()
     image = Image.open(files[0])

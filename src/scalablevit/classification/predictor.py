@@ -49,7 +49,7 @@ class Predictor:
             the CPU.
         top: How many classes to give for each image; no more than there are.
         batch_size: Images at once.
-        workers: Threads that read images beside the network; None: one per processor core that the process may use, up to 8.
+        workers: Threads that read images beside the network; None: one per processor core it may use, up to 8.
 
     Attributes:
         labels: Names of the classes, in the order of the logits; their numbers where they have no names.
