@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import threading
 import warnings
@@ -261,6 +262,8 @@ def _complaint(path: ImagePlace, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         if isinstance(path, Path) and path.is_symlink():
             return f"is a link to {path.readlink()}, which does not exist: mend or remove the link"
+        if re.match(r"\w\w+:/", str(path)):
+            return "is an address, and no file: download it, and give the path of the file"
         return "does not exist: give the path of an image file"
     if isinstance(error, IsADirectoryError):
         return "is a folder: give the path of an image file"

@@ -1,5 +1,6 @@
 """`Predictor`: every form of image, streams, and results."""
 
+import io
 import itertools
 import json
 import struct
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from scalablevit import Predictor, save_model, scalablevit_nano
+from scalablevit.classification import image_inputs
 from scalablevit.classification.prediction import FailedPrediction, Prediction
 from scalablevit.images import read_image
 
@@ -219,6 +221,57 @@ def test_what_came_before_a_mistake_in_the_source_comes_first(predictor, files, 
 def test_what_is_no_image_is_told(predictor, image, message):
     with pytest.raises(ValueError, match=message):
         predictor(image)
+
+
+def closed_image(path):
+    with Image.open(path) as image:
+        return image
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: torch.zeros(3, 4, 4, device="meta"), "must be dense and have values"),
+        (lambda path: torch.zeros(4, 4).to_sparse(), "must be dense and have values"),
+        (lambda path: Image.new("RGB", (0, 4)), "a Pillow image of 0 x 4, mode RGB is no image: it has no pixels"),
+        (closed_image, "give it before it is closed"),
+        (lambda path: "https://example.com/cat.jpg", "cat.jpg is an address, and no file: download it"),
+        (lambda path: f"{'long' * 100}.png", "File name too long"),
+        (lambda path: path.read_bytes(), "something of type bytes of length"),
+    ],
+)
+def test_what_holds_no_image_is_one_of_the_results(predictor, files, make, message):
+    found = list(predictor.stream([files[0], make(files[0]), files[1]]))
+    assert [type(each) for each in found] == [Prediction, FailedPrediction, Prediction]
+    assert message in found[1].reason
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        predictor([make(files[0])])
+
+
+@pytest.mark.parametrize("given", [b"content", bytearray(b"content"), {"a.png": 1}, io.BytesIO(b"a\nb")])
+def test_what_iterates_over_something_else_is_no_list_of_images(predictor, given):
+    with pytest.raises(ValueError, match=f"something of type {type(given).__name__} .*is no image: give a path"):
+        predictor(given)
+
+
+def test_an_empty_path_is_not_the_working_directory(predictor, files, monkeypatch):
+    monkeypatch.chdir(files[0].parent)
+    with pytest.raises(ValueError, match="a path is empty"):
+        predictor("")
+
+
+def test_a_folder_is_walked_as_its_files_are_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def many(folder):
+        for index in range(1000):
+            asked.append(index)
+            yield folder / f"{index}.png"
+
+    monkeypatch.setattr(image_inputs, "images_below", many)
+    assert next(iter(image_inputs.files_of(tmp_path))) == tmp_path / "0.png"
+    assert len(asked) == 1
+    assert image_inputs.count_files([tmp_path, tmp_path]) == 2000
 
 
 def test_options_are_checked(folder, predictor, files):

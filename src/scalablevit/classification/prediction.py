@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,11 @@ class FailedPrediction:
 
     path: Path | None
     reason: str
+
+    def error(self) -> Exception:
+        """What is raised where there is no going on: FileNotFoundError if there is no such file, else ValueError."""
+        is_missing = self.path is not None and not exists(self.path)
+        return FileNotFoundError(self.reason) if is_missing else ValueError(self.reason)
 
 
 def predict(

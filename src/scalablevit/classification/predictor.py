@@ -116,8 +116,7 @@ class Predictor:
         predictions = []
         for prediction in self.stream(images, top):
             if isinstance(prediction, FailedPrediction):
-                is_missing = prediction.path is not None and not prediction.path.exists()
-                raise (FileNotFoundError if is_missing else ValueError)(prediction.reason)
+                raise prediction.error()
             predictions.append(prediction)
         return predictions
 
