@@ -41,6 +41,13 @@ def test_help_of_every_verb(verb, capsys):
     assert VERBS[verb].summary in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["predict", "serve"])
+def test_what_opens_exports_says_so(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "Or a file by scalablevit export." in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_of_training_explains_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])

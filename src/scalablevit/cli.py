@@ -67,6 +67,7 @@ RECIPE_HELP = (
     f"Options that go together, by a name: {', '.join(recipe_names())}. Those of --config and flags go before them."
 )
 RUN_HELP = "A run folder, a folder by save_model, or the name of a trained model: fashion."
+RUN_OR_EXPORT_HELP = f"{RUN_HELP} Or a file by scalablevit export."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,7 +366,7 @@ def _evaluate(arguments: Namespace) -> None:
 
 
 def _add_predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", help=f"{RUN_HELP} Or a file by scalablevit export.")
+    parser.add_argument("run", help=RUN_OR_EXPORT_HELP)
     parser.add_argument("images", nargs="+", help="Image files, folders of them, or patterns such as 'photos/*.jpg'.")
     parser.add_argument("--top", type=int, default=5, help="How many classes to give for each image.")
     parser.add_argument("--batch_size", type=int, default=32, help="Images at once.")
@@ -577,7 +578,7 @@ def _benchmark(arguments: Namespace) -> int:
 def _add_serve_arguments(parser: ArgumentParser) -> None:
     from scalablevit.serving.options import ServingOptions
 
-    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("run", help=RUN_OR_EXPORT_HELP)
     parser.add_class_arguments(ServingOptions, nested_key=None, skip={"page"})
     parser.add_argument("--no_page", action="store_true", help="The API alone, without the web page and Gradio.")
     _add_device_argument(parser)
