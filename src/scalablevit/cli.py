@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from scalablevit import __version__
@@ -36,7 +37,7 @@ from scalablevit.classification.faults import TrainingFault
 from scalablevit.classification.learning_rates import LearningRateRule
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.extras import MissingExtraError
-from scalablevit.recipes import recipe_file, recipe_names
+from scalablevit.recipes import recipe_file, recipe_names, shorter_warmup
 from scalablevit.suggestions import nearest_name
 
 if TYPE_CHECKING:
@@ -253,6 +254,12 @@ def _train(arguments: Namespace) -> None:
     require_extra("train", "pytorch_lightning", "torchmetrics", "matplotlib")
     data, is_resumed = arguments.get("data"), arguments.resume is not None
     usual = TrainConfig()
+    if arguments.recipe and arguments.epochs and "warmup_epochs" not in _own_options(arguments):
+        shorter = shorter_warmup(arguments.recipe, arguments.epochs)
+        if shorter is not None:
+            arguments.warmup_epochs = shorter.epochs
+            if own_rank() == 0:
+                print(shorter.remark)
     arguments.log = tuple(arguments.log or usual.log)
     options = {
         field.name: arguments[field.name]
@@ -298,6 +305,14 @@ def _train(arguments: Namespace) -> None:
     skipped = {**RunFolder(result.run).read_skipped(), **result.scores.skipped}
     if skipped:
         print(f"{len(skipped)} images could not be read and were skipped; the report lists them")
+
+
+def _own_options(arguments: Namespace) -> set[str]:
+    """The names of options that the user gave, as flags and in files, beside those of the recipe."""
+    own = set(arguments.flags)
+    for file in arguments.config[1:]:  # the first one is the recipe's
+        own |= set(yaml.safe_load(Path(str(file)).read_text(encoding="utf-8")) or ())
+    return own
 
 
 def _download(data: str) -> None:
