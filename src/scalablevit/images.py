@@ -211,7 +211,8 @@ class _KeptQuiet:
             self._inside -= 1
             if not self._inside:
                 # In place, and not the whole list: others may have changed it meanwhile.
-                warnings.filters[:] = [each for each in warnings.filters if each is not self._filter]
+                filters: Any = warnings.filters
+                filters[:] = [each for each in filters if each is not self._filter]
 
 
 _kept_quiet = _KeptQuiet()

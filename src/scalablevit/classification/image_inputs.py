@@ -5,10 +5,10 @@ Axes: b batch, c channels, h height, w width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from glob import glob
 from io import IOBase
-from os.path import exists, isdir  # of a name that is too long, these say no, where those of Path raise
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,21 @@ def files_of(path: str | Path) -> Iterator[Path]:
 def _files_meant(path: str | Path) -> Iterator[Path]:
     if path == "":  # which Path takes for the working directory
         raise ValueError("a path is empty: give image files, a folder of them, or a pattern that fits some")
-    if isdir(path):
+    if _is_folder(path):
         yield from images_below(Path(path))
-    elif exists(path) or not is_pattern(path):
+    elif _is_there(path) or not is_pattern(path):
         yield Path(path)
     else:
         for each in sorted(Path(name) for name in glob(str(path), recursive=True)):  # noqa: PTH207  # absolute patterns
             yield from images_below(each) if each.is_dir() else (each,)
+
+
+def _is_folder(path: str | Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112  # that of Path raises where a name is too long
+
+
+def _is_there(path: str | Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110  # the same
 
 
 def is_pattern(path: str | Path) -> bool:
@@ -74,7 +82,7 @@ def is_pattern(path: str | Path) -> bool:
 def is_one_image(given: Any) -> bool:
     """Whether it is a single image, rather than several: a folder, a pattern, a batch, an iterable."""
     if isinstance(given, (str, Path)):
-        return not isdir(given) and (exists(given) or not is_pattern(given))
+        return not _is_folder(given) and (_is_there(given) or not is_pattern(given))
     if isinstance(given, (np.ndarray, torch.Tensor)):
         return given.ndim < 4
     return isinstance(given, Image.Image)

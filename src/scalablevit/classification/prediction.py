@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from os.path import exists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ class FailedPrediction:
 
     def error(self) -> Exception:
         """What is raised where there is no going on: FileNotFoundError if there is no such file, else ValueError."""
-        is_missing = self.path is not None and not exists(self.path)
+        is_missing = self.path is not None and not os.path.exists(self.path)  # noqa: PTH110  # that of Path may raise
         return FileNotFoundError(self.reason) if is_missing else ValueError(self.reason)
 
 
