@@ -7,6 +7,7 @@ others work without it, and quickly.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -41,6 +42,7 @@ from scalablevit.recipes import recipe_file, recipe_names, shorter_warmup
 from scalablevit.suggestions import nearest_name
 
 if TYPE_CHECKING:
+    from scalablevit.classification.prediction import FailedPrediction
     from scalablevit.explanation import Explanation
 
 DATA_HELP = (
@@ -54,7 +56,8 @@ LISTS = {
     "size": "Height and width that images are given to the model in, in pixels; one number for both. Default: by the"
     " images.",
     "heads": "For weights of vit-pytorch: the number of heads, one or one per stage. Default: as many as are 32 wide.",
-    "window_size": "For weights of vit-pytorch: the size of the windows, one or one per stage. Default: no windows.",
+    "window_size": "For weights of vit-pytorch: the size of the windows, one or one per stage; none for the whole map."
+    " Default: no windows.",
 }
 SHORT = {"--lr": "--learning_rate", "--wd": "--weight_decay", "--bs": "--batch_size", "--batch": "--batch_size"}
 FAILED = 3
@@ -90,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if some of the images could not be used; 2 after a mistake of the user's; 3 if the machine
         or the numbers failed a training run; 75 if a signal ended one and it has saved its state; 130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what it cannot
     given = [with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     parser = build_parser()
     if not given:
@@ -165,6 +170,15 @@ def known_options(parser: ArgumentParser) -> list[str]:
     )
 
 
+def whole_or_none(given: str | int | None) -> int | None:
+    """A number, or None for "none".
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    return None if str(given).lower() in ("none", "null") else int(str(given))
+
+
 def nearest(message: str, known: Sequence[str]) -> str:
     """A hint at the name that a message about an unknown one may have meant; empty if none is near."""
     if not re.search("nrecognized|invalid choice|does not accept|not expected", message):
@@ -184,13 +198,19 @@ def plain(message: str) -> str:
     """A message of the parser in the words of those who use the command."""
     message = re.sub(r"\b(?:train|evaluate|predict|export|check)\.(out)\b", r"--\1", message)
     message = re.sub(r"\b(?:train|evaluate|predict|export|check)\.(\w+)", lambda match: match[1].upper(), message)
+    message = re.sub(
+        r"argument --(\w+): invalid whole_or_none value: (.*)",
+        r"\1 is \2; it must be whole numbers, or none for the whole map",
+        message,
+    )
     # Older versions of the parser do not repeat the value.
     wrong = re.match(r'Parser key "(\w+)"(?: element \d+)?: (?:Cannot|.*(?:Given value|Got value): (.*)$)', message)
     if wrong is None:
         return message
     name, value = wrong.groups("")
     kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
-    kind = "whole numbers" if name in LISTS else "a whole number" if "int" in kinds.get(name, "int") else "a number"
+    is_whole = "<class 'float'>" not in message and "int" in kinds.get(name, "int")
+    kind = "whole numbers" if name in LISTS else "a whole number" if is_whole else "a number"
     allowed = {
         "precision": Precision,
         "random_crop": RandomCrop,
@@ -207,12 +227,17 @@ def plain(message: str) -> str:
     return f"{name} is {value!r}; it must be {kind}" if value else f"{name} must be {kind}"
 
 
+def printable(text: str) -> str:
+    """A line with what would break it, or a terminal, written out: names of files may hold any sign."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda sign: ascii(sign[0])[1:-1], text)
+
+
 def one_line(error: Exception) -> str:
     """The message of an error on one line. Of one that crossed from a worker process, without that one's traceback."""
     lines = str(error).splitlines()
     if "Original Traceback" in str(error):
         lines = [lines[-1].partition(": ")[2]]
-    return " ".join(line.strip() for line in lines)
+    return printable(" ".join(line.strip() for line in lines))
 
 
 def build_parser() -> ArgumentParser:
@@ -245,7 +270,8 @@ def _add_train_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(TrainConfig, nested_key=None, skip={*LISTS, "log"})
     parser.add_argument("--log", nargs="+", choices=get_args(Log), help=LOG_HELP)
     for name, what in LISTS.items():
-        parser.add_argument(f"--{name}", type=int, nargs="+", help=what)
+        kind = whole_or_none if name == "window_size" else int
+        parser.add_argument(f"--{name}", type=kind, nargs="+", help=what)
 
 
 def _train(arguments: Namespace) -> None:
@@ -391,25 +417,39 @@ def _add_predict_arguments(parser: ArgumentParser) -> None:
 
 
 def _predict(arguments: Namespace) -> int:
-    from scalablevit.classification.image_inputs import find_files
+    from scalablevit.classification.image_inputs import count_files, other_images
     from scalablevit.classification.prediction import FailedPrediction
     from scalablevit.classification.predictor import Predictor
     from scalablevit.display import count_along
 
     names = ("top", "batch_size", "device", "workers")
     predictor = Predictor(arguments.run, **{name: arguments[name] for name in names})
-    files = find_files(arguments.images)
+    count = count_files(arguments.images)
     failed = 0
-    for prediction in count_along(predictor.stream(files), len(files)):
+    for prediction in count_along(predictor.stream(arguments.images), count):
         if isinstance(prediction, FailedPrediction):
             failed += 1
-            print(f"scalablevit: error: {' '.join(prediction.reason.split())}", file=sys.stderr)
+            _tell_failure(prediction)
         elif arguments.json:
             print(prediction.to_json())
         else:
             classes = zip(prediction.labels, prediction.probabilities, strict=True)
-            print(f"{prediction.path}: {', '.join(f'{label} {100 * value:.1f} %' for label, value in classes)}")
+            named = ", ".join(f"{label} {100 * value:.1f} %" for label, value in classes)
+            print(printable(f"{prediction.path}: {named}"))
+    if others := other_images(arguments.images):
+        endings = ", ".join(sorted({path.suffix.lower() for path in others}))
+        print(
+            printable(
+                f"scalablevit: warning: images left out, of kinds that are not looked for in folders ({endings}):"
+                f" {len(others)}, for example {others[0]}; convert them to JPEG or PNG"
+            ),
+            file=sys.stderr,
+        )
     return 1 if failed else 0
+
+
+def _tell_failure(failed: FailedPrediction) -> None:
+    print(printable(f"scalablevit: error: {' '.join(failed.reason.split())}"), file=sys.stderr)
 
 
 def _add_export_arguments(parser: ArgumentParser) -> None:
@@ -446,7 +486,7 @@ def _add_convert_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", help="The variant that the weights are of; needed for a file of this package.")
     parser.add_argument("--to", default="scalablevit", help="scalablevit, vit-pytorch or paper.")
     parser.add_argument("--heads", type=int, nargs="+", help=LISTS["heads"])
-    parser.add_argument("--window_size", type=int, nargs="+", help=LISTS["window_size"])
+    parser.add_argument("--window_size", type=whole_or_none, nargs="+", help=LISTS["window_size"])
     parser.add_argument("--overwrite", action="store_true", help="Replace what is at the destination.")
 
 
@@ -494,7 +534,7 @@ def _explain(arguments: Namespace) -> int:
 
     points = None if arguments.points is None else parse_points(arguments.points)
     options = {name: arguments[name] for name in ("stages", "heads", "label", "method")}
-    out = Path(arguments.out) if arguments.out else default_out(arguments.images)
+    out = default_out(arguments.images) if arguments.out is None else Path(arguments.out)
     question = Question(points=points, **options)
     found = explain_each(
         arguments.run, arguments.images, question, out=out, device=arguments.device, overwrite=arguments.overwrite
@@ -506,9 +546,9 @@ def _explain(arguments: Namespace) -> int:
         for each in found:
             if isinstance(each, FailedPrediction):
                 failed += 1
-                print(f"scalablevit: error: {' '.join(each.reason.split())}", file=sys.stderr)
+                _tell_failure(each)
             else:
-                print(f"{each.path}: {each.answer}")
+                print(printable(f"{each.path}: {each.answer}"))
                 yield each
 
     if write(told(), out, run=arguments.run):

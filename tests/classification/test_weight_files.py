@@ -115,6 +115,16 @@ def test_mistakes_are_told(theirs, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_stages_without_windows(tmp_path):
+    torch.save(Reference(**{**ARGUMENTS, "window_size": (4, None)}).state_dict(), tmp_path / "theirs.pt")
+    paths = [str(tmp_path / name) for name in ("theirs.pt", "ours")]
+    assert main(["convert", *paths, "--window-size", "4", "none"]) == 0
+    assert read_config(paths[1])["scalablevit"]["arguments"]["window_size"] == [4, None]
+    (tmp_path / "options.yaml").write_text("window_size: [4, null]\n")
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(tmp_path / "options.yaml"), "--print_config"])
+
+
 def test_the_command(theirs, tmp_path, capsys):
     assert main(["convert", str(tmp_path / "theirs.pt"), str(tmp_path / "ours"), "--window-size", "4", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()

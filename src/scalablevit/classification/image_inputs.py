@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scalablevit.classification.class_folders import images_below
+from scalablevit.classification.class_folders import images_below, other_images_below
 from scalablevit.images import DAMAGE, as_seen, read_image
 
 ImageInput = str | Path | Image.Image | np.ndarray[Any, Any] | torch.Tensor
@@ -43,6 +43,11 @@ def count_files(paths: Sequence[str | Path]) -> int:
         ValueError: If a folder holds no images, or a pattern fits nothing.
     """
     return sum(1 for path in paths for _ in files_of(path))
+
+
+def other_images(paths: Sequence[str | Path]) -> list[Path]:
+    """The files in folders that are images by their endings, but of kinds that are not looked for there."""
+    return [file for path in paths if _is_folder(path) for file in other_images_below(Path(path))]
 
 
 def files_of(path: str | Path) -> Iterator[Path]:

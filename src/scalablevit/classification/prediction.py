@@ -51,7 +51,7 @@ class Prediction:
 
     def to_json(self) -> str:
         """The result as one line of JSON, without the image."""
-        return json.dumps(
+        line = json.dumps(
             {
                 "path": None if self.path is None else str(self.path),
                 "labels": self.labels,
@@ -60,6 +60,8 @@ class Prediction:
             },
             ensure_ascii=False,
         )
+        # A name of a file that is no UTF-8 holds signs that cannot be written as such.
+        return line.encode("utf-8", "backslashreplace").decode()
 
     def picture(self) -> Image.Image:
         """The image with its classes as bars beside it.

@@ -65,7 +65,7 @@ def convert(
     model: str | None = None,
     to: str = OWN_LAYOUT,
     heads: Sequence[int] | None = None,
-    window_size: Sequence[int] | None = None,
+    window_size: Sequence[int | None] | None = None,
     overwrite: bool = False,
 ) -> ConversionResult:
     """Writes weights in another layout. What is written is read again, and run where both sides can be.
@@ -79,7 +79,7 @@ def convert(
             checked.
         to: ``"scalablevit"``, ``"vit-pytorch"`` or ``"paper"``.
         heads: For a file of vit-pytorch, which does not say it: the number of heads, one or one per stage.
-        window_size: For such a file: the size of the windows, one or one per stage.
+        window_size: For such a file: the size of the windows, one or one per stage; None for the whole map.
         overwrite: Whether a file or folder that is there is replaced.
 
     Raises:
@@ -137,7 +137,7 @@ def _check_destination(path: Path, source: Path, to: str, *, overwrite: bool) ->
 
 
 def _read(
-    source: str | Path, model: str | None, heads: Sequence[int] | None, window_size: Sequence[int] | None
+    source: str | Path, model: str | None, heads: Sequence[int] | None, window_size: Sequence[int | None] | None
 ) -> InitialWeights:
     if model is not None and model not in VARIANTS:
         raise ValueError(f"model is {model!r}; it must be one of {', '.join(VARIANTS)}{nearest_name(model, VARIANTS)}")
