@@ -85,6 +85,21 @@ def test_survives_a_json_file():
     assert after == before
 
 
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"input_size": [224, 224]}, r"input_size is \[224, 224\]; it must be channels, height and width"),
+        ({"input_size": 224}, "input_size is 224; it must be"),
+        ({"input_size": [3, "224", 224]}, "input_size is .* it must be"),
+        ({"mean": 0.5}, "mean is 0.5; it must hold a number for each channel"),
+        ({"std": "none"}, "std is 'none'; it must hold a number for each channel"),
+    ],
+)
+def test_what_a_file_says_in_another_form_is_named(cfg, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing.from_pretrained_cfg(cfg)
+
+
 @pytest.mark.parametrize("cfg", [{}, {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.5]}])
 def test_defaults_are_timms(cfg):
     ours, theirs = Preprocessing.from_pretrained_cfg(cfg), resolve_data_config(pretrained_cfg=cfg or {"url": ""})
