@@ -36,12 +36,12 @@ def forms(tmp_path, monkeypatch):
 def test_each_command_does_what_the_page_says():
     commands = [line for _, block in blocks(PAGE, "console") for line in block.splitlines()]
     said = [run_console(command, lambda arguments: None) for command in commands]
-    assert len(commands) == 8
-    assert all("all is well" in text for text in said[:7])
-    for text in said[3:7]:
-        assert "30 images, 30 of them grey; height x width from 28x28" in text
-    assert "30 labels to train on, 12 to validate with" in said[7]
-    assert "nothing was trained" in said[7]
+    assert len(commands) == 9
+    assert all("all is well" in text for text in said[:8])
+    for text, images in zip(said[3:8], (30, 30, 30, 42, 30), strict=True):
+        assert f"{images} images, {images} of them grey; height x width from 28x28" in text
+    assert "30 labels to train on, 12 to validate with" in said[8]
+    assert "nothing was trained" in said[8]
 
 
 @pytest.mark.usefixtures("forms")
@@ -57,7 +57,8 @@ def test_what_is_left_is_said():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check", "hfids/x"], "give hfds/x"),
+        (["check", "hfids/./nothing"], "there is no folder nothing"),
+        (["check", "hfids/tables/clothes"], "name one of its parts with --val-split, or give hfds/tables/clothes"),
         (["check", "hfds/./nothing"], "there is no folder nothing"),
         (["check", "wds/shard"], "wds/shard names no folder"),
         (["check", "clothes", "--val-split", "test"], "are for sets by name"),

@@ -46,11 +46,19 @@ DAMAGE = (
 )
 
 
+class UnreachableStoreError(Exception):
+    """What holds images cannot be reached, which says nothing of an image: nobody may take it for one to leave out."""
+
+
 class ImageStore(Protocol):
     """What holds images that are no files of their own."""
 
     def read(self, index: int) -> bytes:
-        """The content of one, in a format that Pillow reads."""
+        """The content of one, in a format that Pillow reads.
+
+        Raises:
+            UnreachableStoreError: If it lies elsewhere, and cannot be fetched.
+        """
 
     def name(self, index: int) -> str:
         """How people are told of one."""

@@ -94,8 +94,8 @@ def test_a_survey_looks_at_some_and_passes_over_the_unreadable(data, tmp_path):
     paths = sorted((data / "train").glob("*/*.png"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(paths[0].read_bytes()[:50])
-    seen = survey([broken, *paths[:9]], sample=5)
-    assert seen.paths == (paths[1], paths[3], paths[5], paths[7])
+    seen = survey([broken, *paths[:4]])
+    assert seen.paths == tuple(paths[:4])
     assert (seen.shorter_side, seen.in_colour) == (8, False)
     with pytest.raises(ValueError, match=r"none of the images .*broken\.png"):
         survey([broken])

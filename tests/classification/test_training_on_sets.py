@@ -1,14 +1,18 @@
 """Training and evaluation on sets by name: what holds for files holds for them."""
 
 import json
+import shutil
 import signal
 
 import pytest
 import pytorch_lightning as pl
 import safetensors.torch
 
+from scalablevit.classification import stretches
 from scalablevit.classification.checking import check
 from scalablevit.classification.evaluation import evaluate
+from scalablevit.classification.faults import TrainingFault
+from scalablevit.classification.readers import streams
 from scalablevit.classification.run_folder import RunFolder
 from scalablevit.classification.sources import Parts, find_evaluation_data, find_training_data
 from scalablevit.classification.training import train
@@ -66,6 +70,66 @@ def test_a_run_that_is_interrupted_within_an_epoch_comes_to_the_same(run, idx, t
     with pytest.raises(KeyboardInterrupt):
         train(idx, tmp_path / "run", callbacks=[Interrupt()], **OPTIONS)
     assert weights(train(out=tmp_path / "run", resume=True)) == weights(run)
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    """The same images in Parquet files, in groups of 4 rows."""
+    pytest.importorskip("datasets").disable_progress_bars()
+    folder = tmp_path_factory.mktemp("parquet") / "digits"
+    (folder / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        part = sets.table(split, names=["0", "1", "2"])
+        part.to_parquet(str(folder / "data" / f"{split}.parquet"), batch_size=4)
+    return folder
+
+
+# Of 30 images, those of 3 groups are mixed.
+@pytest.fixture
+def few_at_once(monkeypatch):
+    monkeypatch.setattr(stretches, "MIXED", 12)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:This DataLoader will create:UserWarning")
+def test_a_stream_goes_on_within_an_epoch_and_does_not_ask_who_reads_it(few_at_once, run, idx, parquet, tmp_path):
+    data = f"hfids/{parquet}:{tmp_path / 'kept'}"
+    whole = train(data, tmp_path / "whole", **OPTIONS)
+    assert weights(train(data, tmp_path / "workers", workers=2, **OPTIONS)) == weights(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", callbacks=[Interrupt()], **OPTIONS)
+    assert weights(train(out=tmp_path / "run", resume=True)) == weights(whole)
+    found, expected = (evaluate(run.run, of, split="test", report=False) for of in (data, idx))
+    assert (found.top1, found.loss) == (expected.top1, expected.loss)
+
+
+def test_a_stream_that_breaks_off_ends_the_run_which_goes_on_later(few_at_once, parquet, tmp_path, monkeypatch):
+    data = f"hfids/{parquet}:{tmp_path / 'kept'}"
+    whole = weights(train(data, tmp_path / "whole", **OPTIONS))
+    monkeypatch.setattr(streams, "WAITS", ())
+    read, broken = streams.RowGroup.read, []
+
+    def breaking(group, columns):
+        if broken and columns == ["image"]:
+            raise ConnectionError("nobody answers")
+        return read(group, columns)
+
+    class Cut(Interrupt):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.current_epoch == 1:
+                broken.append(True)
+
+    monkeypatch.setattr(streams.RowGroup, "read", breaking)
+    shutil.rmtree(tmp_path / "kept")
+    monkeypatch.setattr(streams, "stretches_at_once", lambda lengths: -3)  # two are kept
+    with pytest.raises(TrainingFault, match=r"cannot be read.*nobody answers.*to go on: scalablevit train --resume"):
+        train(data, tmp_path / "run", callbacks=[Cut()], **OPTIONS)
+    broken.clear()
+    assert weights(train(out=tmp_path / "run", resume=True)) == whole
+
+
+def test_images_of_a_stream_are_not_drawn_from_anywhere(parquet, tmp_path):
+    with pytest.raises(ValueError, match=r"balance is 'sampling'.*streamed: give --balance weights"):
+        train(f"hfids/{parquet}", tmp_path / "run", balance="sampling", **OPTIONS)
 
 
 def test_the_report_shows_the_images_and_scores_are_repeated(run, idx):

@@ -42,7 +42,7 @@ class BalancedSampler(EpochSampler):
         seed: Of the run.
 
     Raises:
-        ValueError: If an image may have several labels.
+        ValueError: If an image may have several labels, or images are streamed.
     """
 
     def __init__(self, images: LabelledImages, *, seed: int) -> None:
@@ -50,6 +50,11 @@ class BalancedSampler(EpochSampler):
             raise ValueError(
                 "balance is 'sampling', but images have several labels, whose classes cannot be drawn one by one: give"
                 " --balance weights"
+            )
+        if images.stretches:
+            raise ValueError(
+                "balance is 'sampling', which draws from anywhere, and these images are streamed: give --balance"
+                " weights"
             )
         super().__init__(len(images), seed=seed)
         labels = images.targets().numpy()

@@ -19,6 +19,7 @@ from scalablevit.classification.augmentation import Augmentation
 from scalablevit.classification.devices import Processes
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.randomness import Purpose, generator
+from scalablevit.classification.stretches import mixed_order
 from scalablevit.images import ImagePlace, decoded_bytes, read_image
 from scalablevit.preprocessing import Preprocessing
 
@@ -92,7 +93,7 @@ class DecodedImages:
     Args:
         paths: The files.
         channels: 1 for grey, 3 for colour.
-        limit_mb: A set that takes more megabytes than this when decoded is not kept.
+        limit_mb: A set that takes more megabytes than this when decoded is not kept; 0: none is.
         at_least: JPEGs may be decoded to a part of their size, as long as their shorter side keeps so many pixels.
 
     Attributes:
@@ -107,7 +108,7 @@ class DecodedImages:
         self.at_least = at_least
         self.unreadable: list[Unreadable] = []
         self._kept: list[Image.Image | Unreadable] | None = None
-        if self._estimated_mb() <= limit_mb:
+        if limit_mb > 0 and self._estimated_mb() <= limit_mb:
             self._kept = [self._read(path) for path in paths]
             self.unreadable = [image for image in self._kept if isinstance(image, Unreadable)]
 
@@ -179,11 +180,18 @@ class EvaluationSet(Dataset[Sample]):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Each index once per epoch, as (epoch, index), in an order that depends on seed and epoch alone."""
+    """Each index once per epoch, as (epoch, index), in an order that depends on seed and epoch alone.
 
-    def __init__(self, count: int, *, seed: int) -> None:
+    Args:
+        count: How many there are.
+        seed: Of the run.
+        stretches: Of those that are fetched together, how many follow one another: near ones stay near.
+    """
+
+    def __init__(self, count: int, *, seed: int, stretches: Sequence[int] = ()) -> None:
         self.count = count
         self.seed = seed
+        self.stretches = stretches
         self.epoch = 0
         self._start = (0, 0)
 
@@ -202,7 +210,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def order(self, epoch: int) -> list[int]:
         """All indices, in the order of an epoch."""
-        return generator(Purpose.ORDER, self.seed, epoch).permutation(self.count).tolist()
+        random = generator(Purpose.ORDER, self.seed, epoch)
+        return mixed_order(self.stretches, random) if self.stretches else random.permutation(self.count).tolist()
 
     def __len__(self) -> int:
         return self.count  # Lightning counts the batches of a whole epoch, also where it goes on within one

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from scalablevit.classification.configuration import TrainConfig
+from scalablevit.images import UnreachableStoreError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What a signal that ends a worker usually means, by the words that the C library has for it.
@@ -41,6 +42,8 @@ def explain(error: BaseException, config: TrainConfig, folder: Path, *, is_saved
         problem = f"shared memory is full: lower --workers (now {config.workers}), or give the container more of it"
     elif is_lost_process(error):
         problem = "another process of the run has ended, and has said why, here or in its own output"
+    elif isinstance(error, UnreachableStoreError):
+        problem = describe_unreachable(error)
     elif is_disk_full(error):
         problem = f"there is no room left to write to {folder} ({_first_line(error)}): make room"
     elif is_out_of_memory(error):
@@ -96,6 +99,11 @@ def describe_worker_death(message: str, config: TrainConfig) -> str:
         cause = f"ended{f' with exit code {code[1]}' if code else ''}: --workers 0 shows the error"
     process = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", message)
     return f"one of the {config.workers} processes that read images{f' (pid {process[1]})' if process else ''} {cause}"
+
+
+def describe_unreachable(error: UnreachableStoreError) -> str:
+    """What cannot be reached; from another process the message comes below the places in the code."""
+    return str(error).strip().splitlines()[-1].partition(f"{UnreachableStoreError.__name__}: ")[2] or str(error)
 
 
 def describe_out_of_memory(error: BaseException, config: TrainConfig) -> str:

@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -23,12 +24,15 @@ class LabelledImages:
         labels: For each file the positions of its classes in `classes`; a single one, unless `multi_label`.
         classes: Names of the classes.
         multi_label: Whether an image may have any number of labels.
+        stretches: Of images that lie elsewhere, how many follow one another that are fetched together; see `stretches`.
+            Empty for images that can be read in any order.
     """
 
     paths: tuple[ImagePlace, ...]
     labels: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
     multi_label: bool = False
+    stretches: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -37,6 +41,18 @@ class LabelledImages:
     def are_files(self) -> bool:
         """Whether every image is a file of its own."""
         return all(isinstance(path, Path) for path in self.paths)
+
+    def to_look_at(self, count: int, stretches: int = 4) -> tuple[ImagePlace, ...]:
+        """Some images, evenly spaced; where they lie elsewhere, the first ones of so many stretches."""
+        if not self.stretches:
+            return self.paths[:: max(-(-len(self) // count), 1)]
+        firsts = [0, *accumulate(self.stretches)]
+        chosen = range(0, len(self.stretches), max(-(-len(self.stretches) // stretches), 1))
+        return tuple(
+            path
+            for number in chosen
+            for path in self.paths[firsts[number] : firsts[number + 1]][: -(-count // len(chosen))]
+        )
 
     def targets(self) -> Tensor:
         """(n,), the class of each image; with several labels (n, classes), 1 for each label, in float32."""
@@ -48,7 +64,7 @@ class LabelledImages:
         return targets
 
     def select(self, positions: Sequence[int]) -> LabelledImages:
-        """Some of the images, under the same classes."""
+        """Some of the images, under the same classes; not for those that lie in stretches."""
         return LabelledImages(
             paths=tuple(self.paths[position] for position in positions),
             labels=tuple(self.labels[position] for position in positions),
@@ -76,6 +92,7 @@ class LabelledImages:
             labels=tuple(tuple(positions[self.classes[label]] for label in labels) for labels in self.labels),
             classes=tuple(classes),
             multi_label=self.multi_label,
+            stretches=self.stretches,
         )
 
     def counts(self) -> dict[str, int]:

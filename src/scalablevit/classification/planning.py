@@ -20,7 +20,7 @@ from scalablevit.scalable_vit import ScalableViT
 LARGEST_SIZE = 224  # what the published networks are trained at
 SMALL_SIZE = 64  # up to it, nano, whose patches are 2 pixels wide, and no resizing
 VIEWS = 54_000  # of images, that a small network needs from scratch: nine epochs of 6,000
-SURVEYED = 256  # images that are looked at, evenly spaced
+SURVEYED = 256  # images that are looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +53,15 @@ class Survey:
     decoded_mb: float = 0.0
 
 
-def survey(paths: Sequence[ImagePlace], sample: int = SURVEYED) -> Survey:
-    """Looks at some images, evenly spaced.
+def survey(paths: Sequence[ImagePlace]) -> Survey:
+    """Looks at images.
 
     Raises:
         ValueError: If none of them can be read.
     """
     found: list[tuple[ImagePlace, ImageHeader]] = []
     problem = ""
-    for path in paths[:: max(-(-len(paths) // sample), 1)]:
+    for path in paths:
         try:
             header = read_header(path)
             read_image(path, 1)  # decoded whole, which a truncated file cannot be

@@ -32,7 +32,7 @@ from scalablevit.classification.initial_weights import InitialWeights, build_fro
 from scalablevit.classification.input_rate import TimedLoader, measure_reading
 from scalablevit.classification.machine_checks import check_machine
 from scalablevit.classification.optimisers import freeze_backbone
-from scalablevit.classification.planning import Choice, Plan, count_steps, decide, estimate_memory_mb, survey
+from scalablevit.classification.planning import SURVEYED, Choice, Plan, count_steps, decide, estimate_memory_mb, survey
 from scalablevit.classification.sources import Parts, TrainingData, find_training_data, left_out_files
 from scalablevit.classification.stopping import shield_worker
 from scalablevit.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, measure_preprocessing
@@ -148,7 +148,7 @@ class Prepared:
         )
 
     def _decode(self, images: LabelledImages, at_least: int | None = None) -> DecodedImages:
-        channels, limit_mb = self.preprocessing.channels, self.config.memory_mb
+        channels, limit_mb = self.preprocessing.channels, 0 if images.stretches else self.config.memory_mb
         decoded = DecodedImages(images.paths, channels, limit_mb=limit_mb, at_least=at_least)
         self.unreadable.add(decoded.unreadable)
         return decoded
@@ -161,7 +161,8 @@ class Prepared:
     def _sampler(self) -> EpochSampler:
         if self.config.balance == "sampling":
             return BalancedSampler(self.data.training, seed=self.config.seed)
-        return EpochSampler(len(self.data.training), seed=self.config.seed)
+        training = self.data.training
+        return EpochSampler(len(training), seed=self.config.seed, stretches=training.stretches)
 
     def _augmentation(self) -> Augmentation:
         config = self.config
@@ -204,7 +205,7 @@ def prepare(data: str | Path, config: TrainConfig) -> Prepared:
         raise ValueError("heads and window_size are facts of the weights that training starts from: give --weights")
     parts = Parts(train_split=config.train_split, val_split=config.val_split, target_key=config.target_key)
     found = find_training_data(data, seed=config.seed, val_fraction=config.val_fraction, parts=parts)
-    seen = survey(found.training.paths)
+    seen = survey(found.training.to_look_at(SURVEYED))
     config, choices = decide(config, seen, found.training)
     assert config.size is not None
     assert config.channels is not None

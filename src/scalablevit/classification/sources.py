@@ -17,8 +17,8 @@ from scalablevit.suggestions import nearest_path
 SAMPLE = "sample"
 FORMS = (
     "a folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file with the columns path, label"
-    " and optionally split, a set by its name (torch/NAME:FOLDER, hfds/NAME, wds/FOLDER), or 'sample' for the embedded"
-    " images"
+    " and optionally split, a set by its name (torch/NAME:FOLDER, hfds/NAME, hfids/NAME, wds/FOLDER), or 'sample' for"
+    " the embedded images"
 )
 
 
@@ -114,6 +114,11 @@ def find_training_data(
     if len(classes) < 2 and not _is_multi_label(found):
         raise ValueError(f"{data} holds one class, {classes[0]!r}: classification needs at least two")
     if isinstance(found, LabelledImages):
+        if found.stretches:
+            raise ValueError(
+                f"{data} has no part to validate with, and none is drawn from images that are streamed: name one of its"
+                f" parts with --val-split, or give hfds/{str(data).partition('/')[2]}"
+            )
         training, validation = split_images(found, seed=seed, fraction=val_fraction)
         return TrainingData(training=training, validation=validation, drawn=True, unused=unused)
     return TrainingData(training=found[0], validation=found[1], drawn=False, unused=unused)

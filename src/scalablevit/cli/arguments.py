@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 DATA_HELP = (
     "A folder with train/<class>/ and val/<class>/, a folder of class folders, a CSV file with the columns path, label"
-    " and optionally split, a set by its name (torch/NAME:FOLDER, hfds/NAME, wds/FOLDER), or 'sample' for the embedded"
-    " images."
+    " and optionally split, a set by its name (torch/NAME:FOLDER, hfds/NAME, hfids/NAME, wds/FOLDER), or 'sample' for"
+    " the embedded images."
 )
 DOWNLOAD_HELP = "Fetch a set of torchvision's, torch/NAME:FOLDER, into its folder first, if it is not there."
 RUN_HELP = "A run folder, a folder by save_model, or the name of a trained model: fashion."

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from scalablevit import __version__
 from scalablevit.classification.devices import own_rank
-from scalablevit.classification.faults import TrainingFault
+from scalablevit.classification.faults import TrainingFault, describe_unreachable
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.cli.answers import EXPLAIN, PREDICT, SERVE
 from scalablevit.cli.arguments import Verb
@@ -21,6 +21,7 @@ from scalablevit.cli.messages import known_options, nearest, one_line, plain, wi
 from scalablevit.cli.networks import BENCHMARK, MODELS
 from scalablevit.cli.training import CHECK, EVALUATE, TRAIN
 from scalablevit.extras import MissingExtraError
+from scalablevit.images import UnreachableStoreError
 from scalablevit.recipes import recipe_file
 
 FAILED = 3
@@ -70,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except TrainingFault as fault:
-        print(f"scalablevit: error: {_own_name()}{one_line(fault)}", file=sys.stderr)
+    except (TrainingFault, UnreachableStoreError) as fault:
+        message = describe_unreachable(fault) if isinstance(fault, UnreachableStoreError) else one_line(fault)
+        print(f"scalablevit: error: {_own_name()}{message}", file=sys.stderr)
         return FAILED
     except (argparse.ArgumentError, ValueError, OSError, MissingExtraError) as error:
         message = one_line(error)

@@ -103,8 +103,8 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
         open_set(f"hfds/{tmp_path}/nothing")
     with pytest.raises(ValueError, match="has no column of images, but label"):
         open_set(saved(tmp_path, sets.table("train").remove_columns("image"))).images("train")
-    with pytest.raises(ValueError, match=r"hfids/x: sets are not streamed.*give hfds/x"):
-        open_set("hfids/x")
+    with pytest.raises(ValueError, match=r"hfds/x cannot be loaded \(.*\): give a set of the hub"):
+        open_set("hfds/x")
 
 
 def test_an_empty_cell_is_an_image_that_cannot_be_read(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.readers.image_set import ImageSet, number_labels, stored_images
 from scalablevit.classification.readers.notation import SetName
 from scalablevit.extras import require_extra
+from scalablevit.images import ImageStore
 from scalablevit.suggestions import nearest_path
 
 
@@ -57,40 +59,67 @@ def open_hugging_face_set(name: SetName, target_key: str | None) -> ImageSet:
     return ImageSet(name=str(name), splits=splits)
 
 
-def _load(name: SetName) -> dict[str, Any]:
+def load_from(name: SetName, load: Callable[[], Any]) -> Any:
+    """What the library loads by a name.
+
+    Raises:
+        ValueError: If it cannot; in one line.
+    """
     import datasets
 
     path = Path(name.name)
     if name.name.startswith((".", "/", "~")) and not path.is_dir():
         raise ValueError(f"{name}: there is no folder {path}{nearest_path(path)}: give one, or a set of the hub")
     try:
-        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
-        else:
-            loaded = datasets.load_dataset(name.name, cache_dir=None if name.folder is None else str(name.folder))
+        return load()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
             f"{name} cannot be loaded ({reason}): give a set of the hub, or a folder that exists"
         ) from error
-    return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
 
 
-def _read_part(where: str, part: Any, target_key: str | None) -> LabelledImages:
-    import datasets
+def columns_of(where: str, features: Any, target_key: str | None) -> tuple[str, str, Any, bool]:
+    """The columns of images and of labels, what one label is, and whether an image has a list of them.
 
-    image_key = _image_key(where, part.features)
-    key, kind, is_list = _target_key(where, part.features, target_key)
-    column = part.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
-    values = part.select_columns([key])[:][key]
+    Raises:
+        ValueError: If there is no such column; `where` is of what the message speaks.
+    """
+    return _image_key(where, features), *_target_key(where, features, target_key)
+
+
+def label_images(store: ImageStore, values: Sequence[Any], kind: Any, where: str, *, is_list: bool) -> LabelledImages:
+    """The images of a store with the values of a column as labels; `kind` and `is_list` are what `columns_of` says."""
     names = getattr(kind, "names", None)
-    store = TableStore(where, column, image_key)
     if not is_list:
         labels, classes = number_labels(values, names, where)
         return stored_images(store, labels, classes)
     flat, classes = number_labels([value for row in values for value in row], names, where)
     numbers = iter(flat)
     return stored_images(store, [tuple(next(numbers)[0] for _ in row) for row in values], classes, multi_label=True)
+
+
+def _load(name: SetName) -> dict[str, Any]:
+    import datasets
+
+    path = Path(name.name)
+
+    def load() -> Any:
+        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+            return datasets.load_from_disk(str(path))
+        return datasets.load_dataset(name.name, cache_dir=None if name.folder is None else str(name.folder))
+
+    loaded = load_from(name, load)
+    return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
+
+
+def _read_part(where: str, part: Any, target_key: str | None) -> LabelledImages:
+    import datasets
+
+    image_key, key, kind, is_list = columns_of(where, part.features, target_key)
+    column = part.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
+    values = part.select_columns([key])[:][key]
+    return label_images(TableStore(where, column, image_key), values, kind, where, is_list=is_list)
 
 
 def _image_key(where: str, features: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 KINDS = {
     "torch": "torch/NAME:FOLDER, a set of torchvision's in a folder",
     "hfds": "hfds/NAME, a set of Hugging Face's, or hfds/FOLDER, a folder of Parquet files or of images",
-    "hfids": "hfids/NAME",
+    "hfids": "hfids/NAME, a set of Hugging Face's whose images are fetched as they are needed",
     "wds": "wds/FOLDER, a folder of WebDataset shards",
 }
 

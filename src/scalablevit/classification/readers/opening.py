@@ -10,6 +10,7 @@ from scalablevit.classification.readers.idx_files import is_idx_folder, open_idx
 from scalablevit.classification.readers.image_set import ImageSet
 from scalablevit.classification.readers.notation import is_named_set, parse_set_name
 from scalablevit.classification.readers.shards import open_shards
+from scalablevit.classification.readers.streams import open_streamed_set
 from scalablevit.classification.readers.torchvision_sets import download_torchvision_set, open_torchvision_set
 
 
@@ -36,12 +37,7 @@ def open_set(data: str | Path, *, target_key: str | None = None) -> ImageSet:
         return open_torchvision_set(name)
     if name.kind == "wds":
         return open_shards(name, target_key)
-    if name.kind == "hfds":
-        return open_hugging_face_set(name, target_key)
-    raise ValueError(
-        f"{name}: sets are not streamed, since an image of a stream has no position to go on from: give"
-        f" hfds/{name.name}, which is mapped into memory and not loaded"
-    )
+    return (open_streamed_set if name.kind == "hfids" else open_hugging_face_set)(name, target_key)
 
 
 def download_set(data: str | Path) -> None:

@@ -12,23 +12,23 @@ namespace scalablevit {
 // Fewer elements than this are not worth a second thread.
 constexpr int64_t kAlone = 1 << 14;
 
-#if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(SCALABLEVIT_FOUR_LANES)
+#define SCALABLEVIT_TABLES 1
 
-// P(X > a) of the normal distribution for a >= 0, right to 3e-8: a polynomial for each of 31 pieces of [0, 5.8125], and 0
-// beyond, where a P(X > a) is below 2e-8. The coefficients of a piece are looked up in registers.
-struct Tail {
-  static constexpr int kDegree = 4;
+// A function of [0, 32], as a polynomial between each two whole numbers, whose coefficients are looked up in registers. Each
+// polynomial is right at as many points as it has coefficients, those of Chebyshev.
+template <int kDegree>
+struct Pieces {
   static constexpr int kPieces = 2 * kLanes;
-  static constexpr float kPerUnit = 16.0f / 3.0f;
   alignas(64) float coefficients[kDegree + 1][kPieces];
 
-  // Each polynomial is right at as many points, those of Chebyshev.
-  Tail() : coefficients() {
-    for (int piece = 0; piece + 1 < kPieces; ++piece) {
+  template <typename Function>
+  explicit Pieces(Function function) : coefficients() {
+    for (int piece = 0; piece < kPieces; ++piece) {
       double at[kDegree + 1], newton[kDegree + 1];
       for (int i = 0; i <= kDegree; ++i) {
         at[i] = 0.5 - 0.5 * std::cos((2 * i + 1) * 3.14159265358979323846 / (2 * kDegree + 2));
-        newton[i] = 0.5 * std::erfc((piece + at[i]) / kPerUnit * 0.70710678118654752440);
+        newton[i] = function(piece + at[i]);
       }
       for (int order = 1; order <= kDegree; ++order)
         for (int i = kDegree; i >= order; --i) newton[i] = (newton[i] - newton[i - 1]) / (at[i] - at[i - order]);
@@ -46,13 +46,26 @@ struct Tail {
                                           _mm512_load_ps(coefficients[power] + kLanes));
   }
 
-  Vector operator()(Vector a) const {
-    const __m512 position = _mm512_min_ps((__m512)(a * kPerUnit), _mm512_set1_ps(kPieces - 1));
+  // `inside` is the part of the position behind its point.
+  Vector operator()(__m512 position, Vector inside) const {
     const __m512i piece = _mm512_cvttps_epi32(position);
-    const Vector inside = (Vector)position - (Vector)_mm512_cvtepi32_ps(piece);
     Vector p = look_up(kDegree, piece);
     for (int power = kDegree - 1; power >= 0; --power) p = p * inside + look_up(power, piece);
     return p;
+  }
+};
+
+// P(X > a) of the normal distribution for a >= 0, right to 3e-8: 31 pieces of [0, 5.8125], and 0 beyond, where a P(X > a) is
+// below 2e-8.
+struct Tail {
+  static constexpr float kPerUnit = 16.0f / 3.0f, kBeyond = 2 * kLanes - 1;
+  Pieces<4> pieces{[](double position) {
+    return position < kBeyond ? 0.5 * std::erfc(position / kPerUnit * 0.70710678118654752440) : 0.0;
+  }};
+
+  Vector operator()(Vector a) const {
+    const __m512 position = _mm512_min_ps((__m512)(a * kPerUnit), _mm512_set1_ps(kBeyond));
+    return pieces(position, (Vector)_mm512_reduce_ps(position, 0b0011));
   }
 };
 
@@ -93,8 +106,7 @@ inline Vector gelu(Vector x) {
 
 // For results in bfloat16: P(X > a), as a power of 2, and the power itself are right to 7e-5, a twenty-fifth of the rounding
 // to come. Half as many operations.
-template <>
-inline Vector gelu<BFloat16>(Vector x) {
+inline Vector gelu_by_powers(Vector x) {
   const Vector distance = x < 0.0f ? -x : x;
   const Vector a = distance > 9.0f ? broadcast(9.0f) : distance;
   Vector q = broadcast(-9.77754725e-07f);
@@ -114,6 +126,49 @@ inline Vector gelu<BFloat16>(Vector x) {
   const Vector tail = distance > 9.0f ? Vector{} : p * (Vector)((Integers)shifted << 23);
   return x * (x < 0.0f ? tail : 1.0f - tail);
 }
+
+#if SCALABLEVIT_TABLES
+
+// The same for x >= -6, from polynomials of degree 3 for 32 pieces of [0, 6], which are right to 1e-4 of the value. They are
+// as long as the value changes slowly: piece i begins where a * (kSlope + kBend * a) is i.
+struct ShortTail {
+  static constexpr int kDegree = 3;
+  static constexpr float kEnd = 6.0f, kSlope = 1.32f, kBend = (2 * kLanes - kSlope * kEnd) / (kEnd * kEnd);
+  Pieces<kDegree> pieces{[](double position) {
+    const double a = (std::sqrt(kSlope * kSlope + 4 * kBend * position) - kSlope) / (2 * kBend);
+    return 0.5 * std::erfc(a * 0.70710678118654752440);
+  }};
+
+  Vector gelu(Vector x) const {
+    // Where x is no number, it is what the larger of 0 and x is.
+    const __m512 a = _mm512_range_ps((__m512)x, _mm512_set1_ps(kEnd), 0b1010);  // the smaller distance from 0
+    const Vector along = (Vector)a * ((Vector)a * kBend + kSlope);
+    const __m512 position = _mm512_min_ps((__m512)along, _mm512_set1_ps(2 * kLanes - 1e-3f));
+    const Vector tail = pieces(position, (Vector)_mm512_reduce_ps(position, 0b0011));
+    return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - (Vector)a * tail;
+  }
+};
+
+inline const ShortTail short_tail;
+
+__attribute__((noinline, cold)) inline Vector gelu_far_below(Vector x) { return gelu_by_powers(x); }
+
+// Trained networks have next to nothing below -6, and what they have is as exact.
+template <>
+inline Vector gelu<BFloat16>(Vector x) {
+  const __mmask16 below = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-ShortTail::kEnd), _CMP_LT_OQ);
+  if (__builtin_expect(below != 0, 0)) return gelu_far_below(x);
+  return short_tail.gelu(x);
+}
+
+#else
+
+template <>
+inline Vector gelu<BFloat16>(Vector x) {
+  return gelu_by_powers(x);
+}
+
+#endif
 
 struct Moments {
   float mean, factor;  // factor is 1 / sqrt(variance + eps)
