@@ -1,15 +1,18 @@
 """The command line: what it prints, what it needs, and one line for each mistake."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from scalablevit import __version__, extras
@@ -39,6 +42,13 @@ def test_help_of_every_verb(verb, capsys):
         main([verb, "--help"])
     assert caught.value.code == 0
     assert VERBS[verb].summary in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["predict", "serve"])
+def test_what_opens_exports_says_so(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "Or a file by scalablevit export." in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_of_training_explains_every_option(capsys):
@@ -132,6 +142,53 @@ def test_predicts(own_run, data, capsys):
     assert all(line.count(" %") == 2 for line in lines)
 
 
+ODD_NAMES = [("new\nline.png", r"new\nline.png"), ("\x1b[2J.png", r"\x1b[2J.png"), ("\udcff.png", r"\udcff.png")]
+
+
+@pytest.mark.parametrize(("name", "shown"), ODD_NAMES)
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+def test_names_of_files_never_break_a_line(tmp_path, capsys, monkeypatch, verb, name, shown):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (28, 28)).save("image.png")
+    Path("image.png").rename(name)
+    Path("broken").mkdir()
+    Path("broken", name).write_bytes(b"")
+    assert main([verb, "fashion", name, f"broken/{name}", "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0].startswith(f"{shown}: ")
+    assert captured.err.startswith("scalablevit: error: ")
+    assert captured.err.endswith(".png is empty (0 bytes): replace or remove it\n")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("coding", "name", "option"), [("utf-8", "\udcff.png", "--json"), ("ascii", "\xfc.png", "--top=5")]
+)
+def test_names_that_the_output_cannot_hold_are_written_out(tmp_path, coding, name, option):
+    Image.new("L", (28, 28)).save(tmp_path / "image.png")
+    (tmp_path / "image.png").rename(tmp_path / name)
+    command = [sys.executable, "-m", "scalablevit", "predict", "fashion", name, "--device", "cpu", option]
+    environment = {**os.environ, "PYTHONIOENCODING": f"{coding}:strict"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.decode(coding)
+    assert json.loads(line)["path"] == name if option == "--json" else line.startswith(r"\xfc.png: ")
+
+
+def test_images_that_a_folder_holds_and_nobody_looks_for_are_told(tmp_path, capsys):
+    for name in ("a.png", "b.HEIC", "deep/c.avif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (28, 28)).save(tmp_path / name, "PNG")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["predict", "fashion", str(tmp_path), "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    assert captured.err == (
+        "scalablevit: warning: images left out, of kinds that are not looked for in folders (.avif, .heic): 2, for"
+        f" example {tmp_path / 'b.HEIC'}; convert them to JPEG or PNG\n"
+    )
+
+
 def test_a_run_can_be_repeated_from_its_configuration(own_run, tmp_path, capsys):
     assert main(["train", "--config", str(own_run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
     first, again = (load_file(folder / "model.safetensors") for folder in (own_run, tmp_path / "again"))
@@ -174,6 +231,14 @@ def test_each_mistake_is_one_line(own_run, data, tmp_path, capsys):
     assert "leave --dry-run" in refusal(capsys, "train", "--resume", "--dry-run", "--out", own_run)
     near = refusal(capsys, "train", str(data)[:-1] + "x", "--out", out)
     assert f"did you mean {data}?" in near
+    assert "max_lost is 'much'; it must be a number" in refusal(
+        capsys, "export", own_run, "--out", "a.onnx", "--max-lost", "much"
+    )
+    assert "timeout_s is 'nan'; it must be a number" in refusal(capsys, "serve", own_run, "--timeout-s", "nan")
+    assert "out is .; its name must end in" in refusal(capsys, "explain", own_run, "x.png", "--out", "")
+    assert "window_size is '8.5'; it must be whole numbers, or none" in refusal(
+        capsys, "convert", own_run, "x", "--window-size", "8.5", "none"
+    )
     assert "max_unreadable is -1.0" in refusal(capsys, "evaluate", own_run, data, "--max-unreadable=-1")
     assert not out.exists()
 

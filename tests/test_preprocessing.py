@@ -4,8 +4,11 @@ import json
 import os
 import re
 import struct
+import threading
+import warnings
 import weakref
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import torch
 from PIL import Image, ImageFile
 from timm.data import create_transform, resolve_data_config
 
-from scalablevit.images import decoded_bytes, read_image
+from scalablevit.images import StoredImage, decoded_bytes, read_image
 from scalablevit.preprocessing import Preprocessing, measure_preprocessing
 
 
@@ -80,6 +83,21 @@ def test_survives_a_json_file():
     )
     after = Preprocessing.from_pretrained_cfg(json.loads(json.dumps(before.to_pretrained_cfg())))
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"input_size": [224, 224]}, r"input_size is \[224, 224\]; it must be channels, height and width"),
+        ({"input_size": 224}, "input_size is 224; it must be"),
+        ({"input_size": [3, "224", 224]}, "input_size is .* it must be"),
+        ({"mean": 0.5}, "mean is 0.5; it must hold a number for each channel"),
+        ({"std": "none"}, "std is 'none'; it must hold a number for each channel"),
+    ],
+)
+def test_what_a_file_says_in_another_form_is_named(cfg, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing.from_pretrained_cfg(cfg)
 
 
 @pytest.mark.parametrize("cfg", [{}, {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.5]}])
@@ -209,6 +227,37 @@ def test_reads_what_is_large_but_below_the_limit_without_a_warning(tmp_path, mon
     assert np.array_equal(read_image(tmp_path / "image.png", 3), image)
     random_image(10, 11).save(tmp_path / "image.png")
     assert refusal(tmp_path / "image.png").startswith("is too large")
+
+
+class Gated:
+    """A store whose images come when the gate of each is opened."""
+
+    def __init__(self, content, count):
+        self.content = content
+        self.asked, self.gates = ([threading.Event() for _ in range(count)] for _ in range(2))
+
+    def read(self, index):
+        self.asked[index].set()
+        assert self.gates[index].wait(20)
+        return self.content
+
+    def name(self, index):
+        return str(index)
+
+
+def test_readings_that_overlap_leave_the_filters_of_warnings_as_they_were(tmp_path, monkeypatch):
+    random_image(10, 10).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # Pillow warns of twice as many
+    store, before = Gated((tmp_path / "image.png").read_bytes(), 2), list(warnings.filters)
+    with ThreadPoolExecutor(2) as pool:
+        reading = []
+        for index in range(2):
+            reading.append(pool.submit(read_image, StoredImage(store, index), 3))
+            assert store.asked[index].wait(20)
+        for index in range(2):  # the first to begin is the first to end
+            store.gates[index].set()
+            reading[index].result()
+    assert warnings.filters == before
 
 
 def save_all(folder, images):

@@ -17,7 +17,7 @@ from scalablevit.classification.training import train
 from scalablevit.cli import main
 from scalablevit.images import read_image
 from scalablevit.preprocessing import Preprocessing
-from scalablevit.recipes import read_recipe, recipe_file, recipe_names
+from scalablevit.recipes import read_recipe, recipe_file, recipe_names, shorter_warmup
 from tests.conftest import write_images
 
 # What a recipe has no say in: the data, the weights, the machine, and chance.
@@ -97,6 +97,43 @@ def test_flags_go_before_the_recipe_wherever_they_are_and_so_does_a_configuratio
     )
     own, recipe = {"epochs": 2, "clip": 3.0}, read_recipe("imagenet-base")
     assert {name: options[name] for name in recipe} == {**recipe, **own}
+
+
+def warmup_of(out):
+    return yaml.safe_load((out / "config.yaml").read_text())["warmup_epochs"]
+
+
+SHORT = ["--recipe", "finetune", "--epochs", "2", "--size", "8", "--batch-size", "24", "--workers", "0"]
+REMARK = "warmup_epochs 0.2: the recipe's 3 of 30 epochs, in proportion to 2"
+
+
+def test_a_recipes_warmup_is_shortened_with_the_run(data, tmp_path, capsys, caplog):
+    command = ["train", str(data), *SHORT, "--learning-rate", "1e-3"]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert REMARK in capsys.readouterr().out.splitlines()
+    assert warmup_of(tmp_path / "a") == 0.2
+    options = {**HERE, "epochs": 2, "size": 8}
+    del options["warmup_epochs"], options["padding"]
+    with caplog.at_level("WARNING", logger="scalablevit"):
+        train(data, tmp_path / "b", recipe="finetune", **options)
+    assert REMARK in caplog.messages
+    assert warmup_of(tmp_path / "b") == 0.2
+
+
+@pytest.mark.parametrize("where", ["flag", "file"])
+def test_a_users_own_warmup_must_fit_into_the_run(data, tmp_path, capsys, where):
+    (tmp_path / "own.yaml").write_text("warmup_epochs: 3.0\n")
+    own = ["--warmup-epochs", "3"] if where == "flag" else ["--config", str(tmp_path / "own.yaml")]
+    assert main(["train", str(data), "--out", str(tmp_path / "run"), *SHORT, *own]) == 2
+    assert "warmup_epochs is 3.0; it must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "warmup"), [("finetune", 6, None), ("finetune", 5, 0.5), ("imagenet-small", 1, 0.0167)]
+)
+def test_a_warmup_of_more_than_half_of_a_run_is_shortened(name, epochs, warmup):
+    shorter = shorter_warmup(name, epochs)
+    assert (shorter and shorter.epochs) == warmup
 
 
 def test_an_unknown_recipe_is_met_with_the_nearest(data, tmp_path, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -193,16 +195,44 @@ class _UnknownScaleError(ValueError):
     """An image whose numbers can be read, but not understood."""
 
 
+class _KeptQuiet:
+    """While any thread is inside, Pillow's warnings are not shown: of sizes below the limit, and of metadata.
+
+    `warnings.catch_warnings` is not for threads: of two that overlap, the last to leave brings the other's filters
+    back, for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filter: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                self._filter = warnings.filters[0]
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                # In place, and not the whole list: others may have changed it meanwhile.
+                filters: Any = warnings.filters
+                filters[:] = [each for each in filters if each is not self._filter]
+
+
+_kept_quiet = _KeptQuiet()
+
+
 @contextmanager
 def _opened(path: str | ImagePlace | bytes, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     """An image file, with its header read. What goes wrong until the end of the block is said with the file's name."""
     try:
-        with warnings.catch_warnings():
-            # Of sizes below the limit, and of metadata that nobody here needs. What matters, Pillow raises.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            # Given a name, Pillow 13.0 maps raw TIFF into memory, and scrambles it where EXIF says a quarter turn.
-            with _stream(path) as file, Image.open(file, formats=formats) as image:
-                yield image
+        # Given a name, Pillow 13.0 maps raw TIFF into memory, and scrambles it where EXIF says a quarter turn.
+        with _kept_quiet, _stream(path) as file, Image.open(file, formats=formats) as image:
+            yield image
     except (*DAMAGE, Image.DecompressionBombError) as error:
         kind: type[Exception] = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         if isinstance(error, Image.DecompressionBombError):
@@ -241,6 +271,8 @@ def _complaint(path: ImagePlace, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         if isinstance(path, Path) and path.is_symlink():
             return f"is a link to {path.readlink()}, which does not exist: mend or remove the link"
+        if re.match(r"\w\w+:/", str(path)):
+            return "is an address, and no file: download it, and give the path of the file"
         return "does not exist: give the path of an image file"
     if isinstance(error, IsADirectoryError):
         return "is a folder: give the path of an image file"

@@ -82,7 +82,13 @@ class Preprocessing:
         Raises:
             ValueError: If it holds something that is not possible.
         """
-        channels, height, width = cfg.get("input_size") or (3, 224, 224)
+        size = cfg.get("input_size") or (3, 224, 224)
+        if not _are_numbers(size, int) or len(size) != 3:
+            raise ValueError(f"input_size is {size!r}; it must be channels, height and width, such as [3, 224, 224]")
+        for name in ("mean", "std"):
+            if cfg.get(name) and not _are_numbers(cfg[name], (int, float)):
+                raise ValueError(f"{name} is {cfg[name]!r}; it must hold a number for each channel")
+        channels, height, width = size
         return cls(
             size=(height, width),
             channels=channels,
@@ -138,6 +144,10 @@ class Preprocessing:
             crop_mode=self.crop_mode,
             normalize=False,
         )
+
+
+def _are_numbers(values: Any, kinds: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, kinds) for value in values)
 
 
 def measure_preprocessing(paths: Sequence[str | ImagePlace], *, size: tuple[int, int], channels: int) -> Preprocessing:

@@ -1,5 +1,6 @@
 """`Predictor`: every form of image, streams, and results."""
 
+import io
 import itertools
 import json
 import struct
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from scalablevit import Predictor, save_model, scalablevit_nano
+from scalablevit.classification import image_inputs
 from scalablevit.classification.prediction import FailedPrediction, Prediction
 from scalablevit.images import read_image
 
@@ -187,6 +189,22 @@ def test_a_mistake_in_the_users_own_iterator_comes_through(predictor, files):
         predictor(failing())
 
 
+@pytest.mark.parametrize("count", [0, 1, 4, 9, 14])
+def test_what_came_before_a_mistake_in_the_source_comes_first(predictor, files, count):
+    def failing():
+        yield from files[:count]
+        raise KeyError("the camera")
+
+    found = []
+    with pytest.raises(KeyError, match="the camera"):
+        found.extend(predictor.stream(failing()))  # a list keeps what came before an error
+    assert [each.path for each in found] == files[:count]
+    found = []
+    with pytest.raises(ValueError, match=r"\*\.none holds no images"):
+        found.extend(predictor.stream([*files[:count], "*.none"]))
+    assert [each.path for each in found] == files[:count]
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -203,6 +221,57 @@ def test_a_mistake_in_the_users_own_iterator_comes_through(predictor, files):
 def test_what_is_no_image_is_told(predictor, image, message):
     with pytest.raises(ValueError, match=message):
         predictor(image)
+
+
+def closed_image(path):
+    with Image.open(path) as image:
+        return image
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: torch.zeros(3, 4, 4, device="meta"), "must be dense and have values"),
+        (lambda path: torch.zeros(4, 4).to_sparse(), "must be dense and have values"),
+        (lambda path: Image.new("RGB", (0, 4)), "a Pillow image of 0 x 4, mode RGB is no image: it has no pixels"),
+        (closed_image, "give it before it is closed"),
+        (lambda path: "https://example.com/cat.jpg", "cat.jpg is an address, and no file: download it"),
+        (lambda path: f"{'long' * 100}.png", "File name too long"),
+        (lambda path: path.read_bytes(), "something of type bytes of length"),
+    ],
+)
+def test_what_holds_no_image_is_one_of_the_results(predictor, files, make, message):
+    found = list(predictor.stream([files[0], make(files[0]), files[1]]))
+    assert [type(each) for each in found] == [Prediction, FailedPrediction, Prediction]
+    assert message in found[1].reason
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        predictor([make(files[0])])
+
+
+@pytest.mark.parametrize("given", [b"content", bytearray(b"content"), {"a.png": 1}, io.BytesIO(b"a\nb")])
+def test_what_iterates_over_something_else_is_no_list_of_images(predictor, given):
+    with pytest.raises(ValueError, match=f"something of type {type(given).__name__} .*is no image: give a path"):
+        predictor(given)
+
+
+def test_an_empty_path_is_not_the_working_directory(predictor, files, monkeypatch):
+    monkeypatch.chdir(files[0].parent)
+    with pytest.raises(ValueError, match="a path is empty"):
+        predictor("")
+
+
+def test_a_folder_is_walked_as_its_files_are_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def many(folder):
+        for index in range(1000):
+            asked.append(index)
+            yield folder / f"{index}.png"
+
+    monkeypatch.setattr(image_inputs, "images_below", many)
+    assert next(iter(image_inputs.files_of(tmp_path))) == tmp_path / "0.png"
+    assert len(asked) == 1
+    assert image_inputs.count_files([tmp_path, tmp_path]) == 2000
 
 
 def test_options_are_checked(folder, predictor, files):
@@ -228,6 +297,24 @@ def test_a_result_is_a_line_of_json(predictor, files):
     assert found["path"] == str(files[0])
     assert set(found) == {"path", "labels", "probabilities", "indices"}
     assert json.loads(predictor(np.zeros((4, 4), np.uint8)).to_json())["path"] is None
+
+
+@pytest.mark.parametrize("count", [1, 5, 19, 20, 500])
+def test_bars_and_words_of_classes_do_not_touch_however_many_there_are(count):
+    numbers = tuple(range(count))
+    prediction = Prediction(
+        path=None,
+        labels=tuple(f"class\n{number}" for number in numbers),
+        probabilities=(0.5,) * count,
+        indices=numbers,
+        source=np.zeros((10, 10), np.uint8),
+    )
+    bars = np.asarray(prediction.picture())[:, 480 + 24 : -24].astype(int)  # beside the image, without margins
+    has_bar = (bars == (47, 111, 178)).all(2).any(1)
+    has_words = (bars.sum(2) < 300).any(1)  # dark, as neither bars nor paper are
+    assert (np.diff(has_bar.astype(int)) == 1).sum() == count
+    assert has_words.any()
+    assert not (has_bar & has_words).any()
 
 
 def test_a_result_is_a_picture(predictor, files):

@@ -105,7 +105,7 @@ def test_mistakes_are_told(theirs, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             convert(source, tmp_path / destination, **options)
-    with pytest.raises(ValueError, match="holds parameters alone"):
+    with pytest.raises(ValueError, match=r"holds parameters alone.* or name the variant with --model"):
         convert(tmp_path / "a.safetensors", tmp_path / "new")
     with pytest.raises(ValueError, match="whose heads and windows are known"):
         convert(tmp_path / "a.safetensors", tmp_path / "new", model="scalablevit_nano", heads=[99])
@@ -113,6 +113,48 @@ def test_mistakes_are_told(theirs, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         convert(tmp_path / "none.pt", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["new.bin", "new.ckpt", "new.PTH", "new.Safetensors"])
+def test_a_name_of_a_file_does_not_become_a_folder(theirs, tmp_path, name):
+    with pytest.raises(ValueError, match="files of weights are written that end in"):
+        convert(tmp_path / "theirs.pt", tmp_path / name, window_size=[4, 2])
+    assert not (tmp_path / name).exists()
+
+
+def test_a_folder_is_not_replaced_by_what_comes_out_of_it(tmp_path):
+    save_model(scalablevit_nano(2), tmp_path / "nano", ["x", "y"])
+    with pytest.raises(ValueError, match="nano, which holds the source: give another"):
+        convert(tmp_path / "nano" / "model.safetensors", tmp_path / "nano", model="scalablevit_nano", overwrite=True)
+    assert read_config(tmp_path / "nano")["label_names"] == ["x", "y"]
+
+
+def test_a_destination_that_cannot_be_written_is_told_before_the_work(theirs, tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_files, "_read", None)
+    with pytest.raises(ValueError, match=r"theirs\.pt is a file and no folder"):
+        convert(tmp_path / "theirs.pt", tmp_path / "theirs.pt" / "deep" / "new")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="you may not write into"):
+        convert(tmp_path / "theirs.pt", tmp_path / "deep" / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs.pt"]
+
+
+def test_numbers_that_are_not_finite_are_told(theirs, tmp_path):
+    state = theirs.state_dict()
+    next(iter(state.values()))[0] = torch.nan
+    torch.save(state, tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match=r"theirs\.pt holds numbers that are not finite, in stages\.0"):
+        convert(tmp_path / "theirs.pt", tmp_path / "new", window_size=[4, 2])
+
+
+def test_stages_without_windows(tmp_path):
+    torch.save(Reference(**{**ARGUMENTS, "window_size": (4, None)}).state_dict(), tmp_path / "theirs.pt")
+    paths = [str(tmp_path / name) for name in ("theirs.pt", "ours")]
+    assert main(["convert", *paths, "--window-size", "4", "none"]) == 0
+    assert read_config(paths[1])["scalablevit"]["arguments"]["window_size"] == [4, None]
+    (tmp_path / "options.yaml").write_text("window_size: [4, null]\n")
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(tmp_path / "options.yaml"), "--print_config"])
 
 
 def test_the_command(theirs, tmp_path, capsys):

@@ -247,3 +247,9 @@ def test_a_page_keeps_no_explanation_but_its_panels(subject, photo, tmp_path):
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<figure>") % 4 == 0
     assert not write(iter([]), tmp_path / "none.html", run="run")
     assert not (tmp_path / "none.html").exists()
+
+
+def test_a_folder_that_may_not_be_written_into_is_told_before_the_work(folder, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="you may not write into"):
+        explain(folder / "model", folder / "photos" / "one.png", folder / "new.png")

@@ -80,8 +80,16 @@ def test_top(client):
     two = client.post("/predict?top=2", content=picture()).json()
     assert len(two["labels"]) == len(two["probabilities"]) == 2
     assert len(client.post("/predict?top=99", content=picture()).json()["labels"]) == 4
-    for wrong in ("0", "-1", "many"):
-        assert client.post(f"/predict?top={wrong}", content=picture()).status_code == 422
+    for wrong, reason in (
+        ("0", "top is '0'; it should be greater than or equal to 1"),
+        ("many", "top is 'many'; it should be a valid integer"),
+        ("9" * 5000, "top is '99999"),
+        ("%0A%00", r"top is '\n\x00'; it should be a valid integer"),
+    ):
+        answer = client.post(f"/predict?top={wrong}", content=picture())
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith(reason)
+        assert len(answer.json()["detail"]) < 300
 
 
 @pytest.mark.parametrize(
@@ -137,6 +145,11 @@ def test_a_body_of_unknown_length_is_read_no_further_than_allowed(client):
 def test_wrong_methods(client, method):
     answer = getattr(client, method)("/predict")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+def test_whether_it_runs_may_be_asked_without_a_body(client, path):
+    assert client.head(path).status_code == 200
 
 
 def test_numbers_health_and_description(predictor):

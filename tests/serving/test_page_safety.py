@@ -41,6 +41,10 @@ def classify(client, image):
     return client.get(f"/gradio_api/call/classify/{asked.json()['event_id']}").text
 
 
+def test_health_may_be_asked_without_a_body_beside_the_page(client):
+    assert client.head("/health").status_code == 200
+
+
 def test_an_uploaded_image_is_classified(client):
     path = upload(client, picture()).json()[0]
     told = classify(client, {"path": path, "meta": MARK, "orig_name": "image.png"})

@@ -254,6 +254,8 @@ def change_config(folder, change):
         ),
         (lambda config: config["scalablevit"].update(layout_version=2), "holds layout version 2, .*pip install"),
         (lambda config: config["scalablevit"].update(layout_version="1"), "holds the layout version '1'"),
+        (lambda config: config.update(label_names=["a", "b"]), "has 2 names under label_names, .* has 3 classes"),
+        (lambda config: config.update(label_names="abc"), "has 'abc' under label_names, .* has 3 classes"),
         (lambda config: config["scalablevit"]["arguments"].update(wings=2), "make no model: .*wings"),
         (lambda config: config["model_args"].update(dim=-1), r"make no model: dim is \[-1, -2\]"),
         (

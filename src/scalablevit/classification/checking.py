@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from scalablevit.classification.images import LabelledImages
+from scalablevit.classification.machine_checks import available_cores
 from scalablevit.classification.sources import Parts, find_training_data, left_out_files
 from scalablevit.images import ImagePlace, read_header, read_image
 
@@ -121,7 +121,7 @@ def check(
     found = find_training_data(data, seed=seed, val_fraction=val_fraction, allow_empty=True, parts=chosen)
     parts = {"train": found.training, "val": found.validation}
     paths = list(dict.fromkeys(path for part in parts.values() for path in part.paths))
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
+    with ThreadPoolExecutor(max_workers=min(available_cores(), 16)) as pool:
         seen = dict(zip(paths, pool.map(_look, paths), strict=True))
     readable = [each for each in seen.values() if not each.problem]
     if not readable:

@@ -82,6 +82,11 @@ def images_below(folder: Path) -> Iterator[Path]:
     return (path for path in _files_below(folder) if _is_image(path))
 
 
+def other_images_below(folder: Path) -> Iterator[Path]:
+    """The same of `OTHER_IMAGE_SUFFIXES`."""
+    return (path for path in _files_below(folder) if path.suffix.lower() in OTHER_IMAGE_SUFFIXES)
+
+
 def other_files(folder: Path) -> list[Path]:
     """The files in class folders that are no images by their endings.
 

@@ -51,7 +51,8 @@ class TrainConfig:
             vit-pytorch or of the paper's authors. Default: from scratch.
         heads: For a file of vit-pytorch, which does not say it: the number of heads, one or one per stage. Default: as
             many as make them 32 wide.
-        window_size: For such a file: the size of the windows, one or one per stage. Default: no windows.
+        window_size: For such a file: the size of the windows, one or one per stage; None for the whole map. Default: no
+            windows.
         size: Height and width that images are given to the model in, in pixels; one number for both. Default: what the
             images have (the median of the shorter sides), but at most 224.
         channels: 1 for grey, 3 for colour. Default: what the images have.
@@ -137,7 +138,7 @@ class TrainConfig:
     model: str | None = None
     weights: str | None = None
     heads: tuple[int, ...] | None = None
-    window_size: tuple[int, ...] | None = None
+    window_size: tuple[int | None, ...] | None = None
     size: tuple[int, int] | None = None
     channels: int | None = None
     normalisation: Normalisation = "measured"

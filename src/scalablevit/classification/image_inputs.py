@@ -5,8 +5,10 @@ Axes: b batch, c channels, h height, w width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from glob import glob
+from io import IOBase
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scalablevit.classification.class_folders import images_below
+from scalablevit.classification.class_folders import images_below, other_images_below
 from scalablevit.images import DAMAGE, as_seen, read_image
 
 ImageInput = str | Path | Image.Image | np.ndarray[Any, Any] | torch.Tensor
+_NO_IMAGES = (bytes, bytearray, memoryview, Mapping, IOBase)  # which iterate over something else
 FORMS = (
     "a path, a Pillow image, an array (height, width) or (height, width, 1, 3 or 4), or a tensor (height, width) or"
     " (1 or 3, height, width)"
@@ -33,18 +36,47 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
     return [file for path in paths for file in files_of(path)]
 
 
-def files_of(path: str | Path) -> list[Path]:
-    """The files that one of them means."""
-    if Path(path).is_dir():
-        found = list(images_below(Path(path)))
-    elif Path(path).exists() or not is_pattern(path):
-        found = [Path(path)]
-    else:
-        matches = sorted(Path(name) for name in glob(str(path), recursive=True))  # noqa: PTH207  # absolute patterns
-        found = [file for each in matches for file in (images_below(each) if each.is_dir() else [each])]
-    if not found:
+def count_files(paths: Sequence[str | Path]) -> int:
+    """How many `find_files` would find, without holding them.
+
+    Raises:
+        ValueError: If a folder holds no images, or a pattern fits nothing.
+    """
+    return sum(1 for path in paths for _ in files_of(path))
+
+
+def other_images(paths: Sequence[str | Path]) -> list[Path]:
+    """The files in folders that are images by their endings, but of kinds that are not looked for there."""
+    return [file for path in paths if _is_folder(path) for file in other_images_below(Path(path))]
+
+
+def files_of(path: str | Path) -> Iterator[Path]:
+    """The files that one of them means, as they are asked for: a folder may hold any number."""
+    file = None
+    for file in _files_meant(path):
+        yield file
+    if file is None:
         raise ValueError(f"{path} holds no images: give image files, a folder of them, or a pattern that fits some")
-    return found
+
+
+def _files_meant(path: str | Path) -> Iterator[Path]:
+    if path == "":  # which Path takes for the working directory
+        raise ValueError("a path is empty: give image files, a folder of them, or a pattern that fits some")
+    if _is_folder(path):
+        yield from images_below(Path(path))
+    elif _is_there(path) or not is_pattern(path):
+        yield Path(path)
+    else:
+        for each in sorted(Path(name) for name in glob(str(path), recursive=True)):  # noqa: PTH207  # absolute patterns
+            yield from images_below(each) if each.is_dir() else (each,)
+
+
+def _is_folder(path: str | Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112  # that of Path raises where a name is too long
+
+
+def _is_there(path: str | Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110  # the same
 
 
 def is_pattern(path: str | Path) -> bool:
@@ -55,7 +87,7 @@ def is_pattern(path: str | Path) -> bool:
 def is_one_image(given: Any) -> bool:
     """Whether it is a single image, rather than several: a folder, a pattern, a batch, an iterable."""
     if isinstance(given, (str, Path)):
-        return not Path(given).is_dir() and (Path(given).exists() or not is_pattern(given))
+        return not _is_folder(given) and (_is_there(given) or not is_pattern(given))
     if isinstance(given, (np.ndarray, torch.Tensor)):
         return given.ndim < 4
     return isinstance(given, Image.Image)
@@ -71,7 +103,7 @@ def each_image(given: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]
         yield from files_of(given)
     elif is_one_image(given):
         yield given  # type: ignore[misc]
-    elif isinstance(given, Iterable):
+    elif isinstance(given, Iterable) and not isinstance(given, _NO_IMAGES):
         for each in given:
             # A batch among images would give more results than there were images; a list in a list is a mistake.
             yield from files_of(each) if isinstance(each, (str, Path)) else (each,)
@@ -98,6 +130,8 @@ def open_image(given: ImageInput, channels: int) -> Image.Image:
     if isinstance(given, Image.Image):
         return _in_memory(given, given, channels)
     if isinstance(given, torch.Tensor):
+        if given.is_meta or given.layout != torch.strided:
+            raise ValueError(f"{_name_of(given)} is no image: it must be dense and have values")
         if given.ndim != 2 and (given.ndim != 3 or given.shape[0] not in (1, 3)):
             raise ValueError(
                 f"{_name_of(given)} is no image: its shape must be (height, width) or (1 or 3, height, width)"
@@ -136,10 +170,14 @@ def _from_numbers(values: np.ndarray[Any, Any], given: Any) -> Image.Image:
 
 
 def _in_memory(image: Image.Image, given: Any, channels: int) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"{_name_of(given)} is no image: it has no pixels")
     try:
         return as_seen(image, channels)
-    except DAMAGE as error:  # Pillow decodes what it has opened when the pixels are wanted
-        raise ValueError(f"{_name_of(given)}: {' '.join(str(error).split())}") from error
+    except (*DAMAGE, AssertionError, AttributeError) as error:  # the last two if it has been closed
+        # Pillow decodes what it has opened when the pixels are wanted.
+        reason = " ".join(str(error).split()) or "its pixels are not there: give it before it is closed"
+        raise ValueError(f"{_name_of(given)}: {reason}") from error
 
 
 def _name_of(given: Any) -> str:

@@ -46,7 +46,7 @@ def read_initial_weights(
     source: str | Path,
     *,
     heads: Sequence[int] | None = None,
-    window_size: Sequence[int] | None = None,
+    window_size: Sequence[int | None] | None = None,
 ) -> InitialWeights:
     """Reads weights to start from.
 
@@ -54,7 +54,7 @@ def read_initial_weights(
         source: A run folder or a folder by `save_model`, the name of a trained model of `scalablevit.trained`, or a
             file of vit-pytorch or the paper's authors.
         heads: For a file of vit-pytorch, the number of heads, one or one per stage.
-        window_size: For such a file, the size of the windows, one or one per stage.
+        window_size: For such a file, the size of the windows, one or one per stage; None for the whole map.
 
     Raises:
         ValueError: If there are no weights there that can be read, or they are of another kind of network.
@@ -178,7 +178,7 @@ def _guess_heads(state: Mapping[str, Tensor]) -> list[int]:
     return [width // VIT_PYTORCH_HEAD_WIDTH for width in widths]
 
 
-def _one_or_all(values: Sequence[int] | None) -> Any:
+def _one_or_all(values: Sequence[int | None] | None) -> Any:
     if values is None:
         return None
     return values[0] if len(values) == 1 else tuple(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ class Prediction:
 
     def to_json(self) -> str:
         """The result as one line of JSON, without the image."""
-        return json.dumps(
+        line = json.dumps(
             {
                 "path": None if self.path is None else str(self.path),
                 "labels": self.labels,
@@ -59,6 +60,8 @@ class Prediction:
             },
             ensure_ascii=False,
         )
+        # A name of a file that is no UTF-8 holds signs that cannot be written as such.
+        return line.encode("utf-8", "backslashreplace").decode()
 
     def picture(self) -> Image.Image:
         """The image with its classes as bars beside it.
@@ -83,6 +86,11 @@ class FailedPrediction:
 
     path: Path | None
     reason: str
+
+    def error(self) -> Exception:
+        """What is raised where there is no going on: FileNotFoundError if there is no such file, else ValueError."""
+        is_missing = self.path is not None and not os.path.exists(self.path)  # noqa: PTH110  # that of Path may raise
+        return FileNotFoundError(self.reason) if is_missing else ValueError(self.reason)
 
 
 def predict(

@@ -7,10 +7,10 @@ from PIL import Image, ImageDraw, ImageFont
 from scalablevit.classification.image_inputs import open_image
 from scalablevit.classification.prediction import Prediction
 
-HEIGHT = 480  # of the picture, in pixels
+HEIGHT = 480  # of the picture, in pixels, unless its classes need more
 BARS = 520  # width of the part with the bars
 MARGIN = 24
-ROW = 76  # from one class to the next, at most
+ROW, SMALLEST_ROW = 76, 24  # from one class to the next, at most and at least
 INK, PALE, BLUE = "#1c2733", "#e6eaee", "#2f6fb2"
 
 
@@ -27,20 +27,22 @@ def draw(prediction: Prediction) -> Image.Image:
     scale = min(HEIGHT / image.height, 1.5 * HEIGHT / image.width)
     resampling = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
     image = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)), resampling)
-    picture = Image.new("RGB", (image.width + BARS, HEIGHT), "white")
+    height = max(HEIGHT, MARGIN + SMALLEST_ROW * len(prediction.labels))
+    picture = Image.new("RGB", (image.width + BARS, height), "white")
     picture.paste(image, (0, (HEIGHT - image.height) // 2))
-    _draw_bars(ImageDraw.Draw(picture), prediction, image.width + MARGIN)
+    _draw_bars(ImageDraw.Draw(picture), prediction, image.width + MARGIN, height)
     return picture
 
 
-def _draw_bars(pen: ImageDraw.ImageDraw, prediction: Prediction, left: int) -> None:
-    row = min(ROW, (HEIGHT - MARGIN) // len(prediction.labels))
+def _draw_bars(pen: ImageDraw.ImageDraw, prediction: Prediction, left: int, height: int) -> None:
+    row = min(ROW, (height - MARGIN) // len(prediction.labels))
     font = ImageFont.load_default(size=max(min(round(row * 0.34), 24), 8))
     width = BARS - 2 * MARGIN
-    top = (HEIGHT - row * len(prediction.labels)) // 2
+    top = (height - row * len(prediction.labels)) // 2
     for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
         per_cent = f"{100 * probability:.1f} %"
-        pen.text((left, top), shorten(label, font, width - font.getlength(per_cent) - MARGIN), INK, font)
+        name = " ".join(label.split())  # a font measures a single line
+        pen.text((left, top), shorten(name, font, width - font.getlength(per_cent) - MARGIN), INK, font)
         pen.text((left + width, top), per_cent, INK, font, anchor="ra")
         bar = (left, top + round(row * 0.5), left + width, top + round(row * 0.72))
         pen.rectangle(bar, PALE)

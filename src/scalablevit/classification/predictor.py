@@ -5,7 +5,6 @@ Axes: b batch, c channels, h height, w width. Pixels are whole numbers from 0 to
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from scalablevit.classification.evaluation import choose_device
 from scalablevit.classification.image_inputs import ImageInput, each_image, is_one_image, open_image
+from scalablevit.classification.machine_checks import available_cores
 from scalablevit.classification.prediction import FailedPrediction, Prediction
 from scalablevit.configuration import check_count
 from scalablevit.exporting import is_export, open_export
@@ -49,7 +49,7 @@ class Predictor:
             the CPU.
         top: How many classes to give for each image; no more than there are.
         batch_size: Images at once.
-        workers: Threads that read images beside the network; None: one per processor core, up to 8.
+        workers: Threads that read images beside the network; None: one per processor core it may use, up to 8.
 
     Attributes:
         labels: Names of the classes, in the order of the logits; their numbers where they have no names.
@@ -75,7 +75,7 @@ class Predictor:
         self.run = run
         self.top = top
         self.batch_size = batch_size
-        self.workers = min(os.cpu_count() or 1, 8) if workers is None else workers
+        self.workers = min(available_cores(), 8) if workers is None else workers
         check_count("workers", self.workers)
         network = _open_export(run, device) if is_export(run) else _open_folder(run, device)
         self.device, self._logits, self.multi_label = network.device, network.logits, network.multi_label
@@ -116,8 +116,7 @@ class Predictor:
         predictions = []
         for prediction in self.stream(images, top):
             if isinstance(prediction, FailedPrediction):
-                is_missing = prediction.path is not None and not prediction.path.exists()
-                raise (FileNotFoundError if is_missing else ValueError)(prediction.reason)
+                raise prediction.error()
             predictions.append(prediction)
         return predictions
 
@@ -130,6 +129,8 @@ class Predictor:
         however many there are. Of a source that gives them slowly, such as a camera, the first result comes after
         three batches: give the predictor a `batch_size` of 1.
 
+        If the source fails, the results of what it gave before come first, and then its error.
+
         Raises:
             ValueError: If `top` has no sense; later, if a folder or a pattern holds no images.
         """
@@ -139,13 +140,19 @@ class Predictor:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="scalablevit-read")
         waiting: deque[_Batch] = deque()
         source = each_image(images)
+        failure: Exception | None = None
         try:
-            while images_at_once := list(islice(source, self.batch_size)):
+            while failure is None:
+                images_at_once, failure = _take(source, self.batch_size)
+                if not images_at_once:
+                    break
                 waiting.append(self._begin_to_read(images_at_once, pool))
                 if len(waiting) > READ_AHEAD:
                     yield from self._predict_batch(waiting.popleft(), top)
             while waiting:
                 yield from self._predict_batch(waiting.popleft(), top)
+            if failure is not None:
+                raise failure
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -214,6 +221,17 @@ class _Batch(NamedTuple):
 
     images: list[ImageInput]
     shares: list[Future[list[Tensor | str]]]
+
+
+def _take(source: Iterator[ImageInput], count: int) -> tuple[list[ImageInput], Exception | None]:
+    """So many images, or as many as there are; and what the source raised, if it did."""
+    taken: list[ImageInput] = []
+    try:
+        for image in islice(source, count):
+            taken.append(image)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is raised when its turn comes
+        return taken, error
+    return taken, None
 
 
 class _Network(NamedTuple):

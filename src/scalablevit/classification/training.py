@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,9 +30,11 @@ from scalablevit.classification.run_folder import EpochMetrics, RunFolder
 from scalablevit.classification.scores import AnyResult
 from scalablevit.classification.stopping import StoppedBySignal, StopSignals
 from scalablevit.extras import require_extra
-from scalablevit.recipes import read_recipe
+from scalablevit.recipes import read_recipe, shorter_warmup
 from scalablevit.trained import model_folder
 from scalablevit.weights import load_model, read_config, save_model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ def train(
     if recipe is not None:
         if resume:
             raise ValueError(f"recipe is {recipe!r}, but a run is resumed with its own options: leave recipe out")
-        options = {**read_recipe(recipe), **options}
+        options = {**_recipe_options(recipe, options), **options}
     if resume:
         folder, prepared = _resume(path, data, options)
     else:
@@ -138,6 +141,17 @@ def train(
         seconds=time.perf_counter() - started,
         ended_early=len(rows) < (prepared.config.epochs or 0),
     )
+
+
+def _recipe_options(recipe: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the recipe, with a warm-up that fits into a shorter run, unless the caller gives one."""
+    options, epochs = read_recipe(recipe), given.get("epochs")
+    if isinstance(epochs, int) and epochs > 0 and "warmup_epochs" not in given:
+        shorter = shorter_warmup(recipe, epochs)
+        if shorter is not None:
+            options["warmup_epochs"] = shorter.epochs
+            logger.warning(shorter.remark)
+    return options
 
 
 def _check_changes(own: TrainConfig, options: dict[str, Any], out: Path) -> TrainConfig:

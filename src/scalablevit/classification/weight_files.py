@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from scalablevit.weights import (
     save_model,
     weights_file,
 )
+from scalablevit.weights.files import PICKLE_SUFFIXES
 from scalablevit.weights.layouts import CLASSIFIER, FIRST_CONV, LAYOUT_VERSION, LAYOUTS, OWN_LAYOUT, detect_layout
 
 OWN_FILES = ("config.json", "model.safetensors")  # that save_model writes
@@ -65,7 +67,7 @@ def convert(
     model: str | None = None,
     to: str = OWN_LAYOUT,
     heads: Sequence[int] | None = None,
-    window_size: Sequence[int] | None = None,
+    window_size: Sequence[int | None] | None = None,
     overwrite: bool = False,
 ) -> ConversionResult:
     """Writes weights in another layout. What is written is read again, and run where both sides can be.
@@ -79,7 +81,7 @@ def convert(
             checked.
         to: ``"scalablevit"``, ``"vit-pytorch"`` or ``"paper"``.
         heads: For a file of vit-pytorch, which does not say it: the number of heads, one or one per stage.
-        window_size: For such a file: the size of the windows, one or one per stage.
+        window_size: For such a file: the size of the windows, one or one per stage; None for the whole map.
         overwrite: Whether a file or folder that is there is replaced.
 
     Raises:
@@ -91,6 +93,9 @@ def convert(
     path = Path(destination)
     _check_destination(path, Path(source), to, overwrite=overwrite)
     initial = _read(source, model, heads, window_size)
+    odd = next((each for each, tensor in initial.state.items() if not tensor.isfinite().all()), None)
+    if odd is not None:
+        raise ValueError(f"{source} holds numbers that are not finite, in {odd}: no two networks of it can be compared")
     network = ScalableViT(**initial.arguments).eval()
     network.load_state_dict(initial.state)
     name = architecture_name(network.config)
@@ -119,12 +124,18 @@ def convert(
 
 def _check_destination(path: Path, source: Path, to: str, *, overwrite: bool) -> None:
     is_file = path.suffix in FILE_SUFFIXES
+    if not is_file and path.suffix.lower() in (*FILE_SUFFIXES, *PICKLE_SUFFIXES):
+        raise ValueError(
+            f"destination is {path}; files of weights are written that end in {', '.join(FILE_SUFFIXES)}: let it end so"
+        )
     if not is_file and to != OWN_LAYOUT:
         raise ValueError(
             f"destination is {path}; the {to} layout is written into a file: let it end in {', '.join(FILE_SUFFIXES)}"
         )
     if path.exists() and path.resolve() == source.resolve():
         raise ValueError(f"destination is {path}, the source itself: give another")
+    if path.is_dir() and source.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"destination is {path}, which holds the source: give another")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists: give another destination, or --overwrite")
     if path.is_dir() and (is_file or not (path / "config.json").is_file() or (path / "config.yaml").is_file()):
@@ -134,14 +145,27 @@ def _check_destination(path: Path, source: Path, to: str, *, overwrite: bool) ->
         raise ValueError(
             f"{path} holds {others[0]!r} as well, and would lose it: move that away, or give another folder"
         )
+    parent = next(each for each in path.absolute().parents if each.exists())
+    if not parent.is_dir():
+        raise ValueError(f"destination is {path}, but {parent} is a file and no folder: give another")
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"destination is {path}, but you may not write into {parent}: give another")
 
 
 def _read(
-    source: str | Path, model: str | None, heads: Sequence[int] | None, window_size: Sequence[int] | None
+    source: str | Path, model: str | None, heads: Sequence[int] | None, window_size: Sequence[int | None] | None
 ) -> InitialWeights:
     if model is not None and model not in VARIANTS:
         raise ValueError(f"model is {model!r}; it must be one of {', '.join(VARIANTS)}{nearest_name(model, VARIANTS)}")
-    if model is None or model_folder(source).is_dir() or not Path(source).is_file():
+    is_file = not model_folder(source).is_dir() and Path(source).is_file()
+    if model is None and is_file and detect_layout(read_weights(source)) == OWN_LAYOUT:
+        beside = Path(source).parent
+        folder = f"the folder {beside}" if (beside / "config.json").is_file() else "a folder by save_model"
+        raise ValueError(
+            f"{source} holds parameters alone, and not of which network they are: give {folder}, or name the variant"
+            " with --model"
+        )
+    if model is None or not is_file:
         return read_initial_weights(source, heads=heads, window_size=window_size)
     state = read_weights(source)
     if detect_layout(state) != OWN_LAYOUT:

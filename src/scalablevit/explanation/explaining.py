@@ -143,8 +143,7 @@ def explain(
     explanations = []
     for each in explain_each(run, images, question, out=out, device=device, overwrite=overwrite):
         if isinstance(each, FailedPrediction):
-            kind = ValueError if (each.path is None or each.path.exists()) else FileNotFoundError
-            raise kind(each.reason)
+            raise each.error()
         explanations.append(each)
     if out is not None:
         write(explanations, Path(out), run=str(run))

@@ -23,7 +23,7 @@ def check_out(out: Path, images: int, *, overwrite: bool) -> None:
 
     Raises:
         ValueError: If its name has another ending, its folder does not exist, a picture is to hold several images, or
-            the file exists and is not to be overwritten.
+            the file exists and is not to be overwritten, or the folder may not be written into.
     """
     kind = out.suffix.lower()
     if kind not in KINDS:
@@ -36,6 +36,8 @@ def check_out(out: Path, images: int, *, overwrite: bool) -> None:
         raise ValueError(f"out is {out}, which is a folder: name a file")
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists: give another name, or --overwrite (overwrite=True)")
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"out is {out}, but you may not write into {out.parent.absolute()}: name another folder")
 
 
 def write(explanations: Iterable[Explanation], out: Path, *, run: str) -> bool:

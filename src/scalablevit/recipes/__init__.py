@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -38,3 +38,22 @@ def read_recipe(name: str) -> dict[str, Any]:
     options = yaml.safe_load(recipe_file(name).read_text(encoding="utf-8"))
     assert isinstance(options, dict)
     return options
+
+
+class ShorterWarmup(NamedTuple):
+    """A recipe's warm-up for a run that is shorter than the recipe's own, and what is said of it."""
+
+    epochs: float
+    remark: str
+
+
+def shorter_warmup(name: str, epochs: int) -> ShorterWarmup | None:
+    """A recipe's warm-up in proportion to a run of so many epochs; None if it takes no more than half of the run."""
+    recipe = read_recipe(name)
+    warmup, usual = recipe["warmup_epochs"], recipe["epochs"]
+    if 2 * warmup <= epochs:
+        return None
+    shorter = float(f"{warmup * epochs / usual:.3g}")
+    return ShorterWarmup(
+        shorter, f"warmup_epochs {shorter:g}: the recipe's {warmup:g} of {usual} epochs, in proportion to {epochs}"
+    )

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
@@ -70,6 +71,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "No token, or a wrong one"},
     408: {"model": ErrorAnswer, "description": "The body did not come in time"},
     413: {"model": ErrorAnswer, "description": "Too many bytes or pixels"},
+    422: {"model": ErrorAnswer, "description": "A value that is not possible"},
     503: {"model": ErrorAnswer, "description": "Too many requests in flight"},
     504: {"model": ErrorAnswer, "description": "Took too long"},
 }
@@ -104,17 +106,20 @@ def make_app(predictor: Predictor, options: ServingOptions) -> FastAPI:
     )
     app.state.service = service
     app.add_exception_handler(Refusal, _answer_refusal)
+    app.add_exception_handler(RequestValidationError, _answer_wrong_value)
     # For no origin: a page mounted later would bring its own, which allows all where the server has a name.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(BodyLimit, max_bytes=options.max_bytes)
     with_token = [Depends(_token_check(options.token))]
     _add_predict(app, service, metrics, with_token)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> HealthAnswer:
         """Whether the server runs."""
         return HealthAnswer(status="ok", version=scalablevit.__version__, classes=len(predictor.labels))
 
+    @app.head("/metrics", dependencies=with_token, include_in_schema=False)
     @app.get("/metrics", dependencies=with_token, response_class=Response)
     async def numbers() -> Response:
         """What the server counts, for Prometheus."""
@@ -227,6 +232,13 @@ def _token_check(token: str | None) -> Callable[[Request], Awaitable[None]]:
             )
 
     return check
+
+
+async def _answer_wrong_value(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    wrong = error.errors()[0]
+    name, value = wrong["loc"][-1], f"{wrong['input']!r:.80}"
+    return await _answer_refusal(request, Refusal(422, f"{name} is {value}; {wrong['msg'].replace('Input', 'it', 1)}"))
 
 
 async def _answer_refusal(request: Request, error: Exception) -> Response:

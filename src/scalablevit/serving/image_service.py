@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scalablevit.classification.machine_checks import available_cores
 from scalablevit.classification.prediction import Prediction
 from scalablevit.classification.predictor import Predictor
 from scalablevit.images import TooManyPixelsError, read_header, read_image
@@ -50,7 +50,7 @@ class ImageService:
         self._in_flight = 0
         Image.init()
         self._formats = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is not in every Pillow
-        self._decoders = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="scalablevit-decode")
+        self._decoders = ThreadPoolExecutor(min(available_cores(), 8), thread_name_prefix="scalablevit-decode")
         self._batcher = MicroBatcher[Asked, Prediction](
             self._predict,
             batch_size=options.batch_size,

@@ -158,10 +158,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
         )
     if not isinstance(config.get("pretrained_cfg"), dict):
         raise ValueError(f"{file} does not say under pretrained_cfg what images the model takes: save the model anew")
+    _check_labels(file, config.get("label_names"), arguments.get("num_classes"))
     own = config.get("scalablevit")
     own = own if isinstance(own, dict) else {"layout_version": LAYOUT_VERSION}
     check_layout_version(own.get("layout_version"), str(file))
     return {**config, "scalablevit": {**own, "arguments": arguments}}
+
+
+def _check_labels(file: Path, labels: Any, classes: Any) -> None:
+    if labels and (not isinstance(labels, list) or (isinstance(classes, int) and len(labels) != classes)):
+        count = f"{len(labels)} names" if isinstance(labels, list) else repr(labels)
+        raise ValueError(f"{file} has {count} under label_names, but the network has {classes} classes: name each once")
 
 
 def _check_model(model: ScalableViT) -> None:
