@@ -1,12 +1,14 @@
 """The command line: what it prints, what it needs, and one line for each mistake."""
 
+import io
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.faults import TrainingFault
 from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.cli import VERBS, main
+from scalablevit.cli.messages import print_json
+from scalablevit.exporting.writing import beside
 from tests.conftest import CHOSEN, TINY, write_images
 
 OPTIONS = [f"--{name}={value}" for name, value in TINY.items()]
@@ -310,3 +314,31 @@ def test_a_programming_error_is_not_hidden(monkeypatch, data):
     monkeypatch.setattr("scalablevit.classification.evaluation.evaluate", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         main(["evaluate", "run", str(data)])
+
+
+def test_a_signal_to_end_leaves_nothing_unfinished(tmp_path, monkeypatch):
+    def run(arguments):
+        with beside(tmp_path / "model.onnx") as unfinished:
+            unfinished.write_bytes(b"half of it")
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setitem(VERBS, "models", replace(VERBS["models"], run=run))
+    with pytest.raises(SystemExit) as ended:
+        main(["models"])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_single_number_in_a_configuration_file_is_told_of(tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text("size: 64\n")
+    assert main(["train", "sample", "--config", str(tmp_path / "options.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert "is no list in a configuration file: write for example size: [64]" in capsys.readouterr().err
+
+
+def test_lines_of_json_stay_json_where_the_output_lacks_signs(monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", output)
+    print_json('{"path": "ü 猫.png"}')
+    output.flush()
+    assert json.loads(output.buffer.getvalue().decode("latin-1")) == {"path": "ü 猫.png"}

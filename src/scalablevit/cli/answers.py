@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from scalablevit.cli.arguments import RUN_HELP, RUN_OR_EXPORT_HELP, Verb, add_device_argument
-from scalablevit.cli.messages import printable
+from scalablevit.cli.messages import print_json, printable
 
 if TYPE_CHECKING:
     from scalablevit.classification.prediction import FailedPrediction
@@ -43,7 +43,7 @@ def _predict(arguments: Namespace) -> int:
             failed += 1
             _tell_failure(prediction)
         elif arguments.json:
-            print(prediction.to_json())
+            print_json(prediction.to_json())
         else:
             classes = zip(prediction.labels, prediction.probabilities, strict=True)
             named = ", ".join(f"{label} {100 * value:.1f} %" for label, value in classes)

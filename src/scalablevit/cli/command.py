@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from jsonargparse import ArgumentParser
 
@@ -61,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse_args(in_order(given))
         arguments[arguments.verb].flags = {argument[2:].partition("=")[0] for argument in given}
-        return VERBS[arguments.verb].run(arguments[arguments.verb]) or 0
+        with _tidying_up():
+            return VERBS[arguments.verb].run(arguments[arguments.verb]) or 0
     except StoppedBySignal as stopped:
         print(f"scalablevit: {stopped}", file=sys.stderr)
         return STOPPED
@@ -81,6 +85,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = with_hyphens(plain(message) + nearest(message, [*VERBS, *known_options(parser)]))
         print(f"scalablevit: error: {_own_name()}{message}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _tidying_up() -> Iterator[None]:
+    """SIGTERM ends the process as an exit does, which removes what is unfinished; verbs may handle it otherwise."""
+    usual = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if usual:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _own_name() -> str:

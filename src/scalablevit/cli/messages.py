@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, get_args
@@ -68,6 +70,8 @@ def plain(message: str) -> str:
         r"\1 is \2; it must be whole numbers, or none for the whole map",
         message,
     )
+    if message.endswith("object is not iterable"):
+        return f"one of {', '.join((*LISTS, 'log'))} is no list in a configuration file: write for example size: [64]"
     # Older versions of the parser do not repeat the value.
     wrong = re.match(r'Parser key "(\w+)"(?: element \d+)?: (?:Cannot|.*(?:Given value|Got value): (.*)$)', message)
     if wrong is None:
@@ -95,6 +99,15 @@ def plain(message: str) -> str:
 def printable(text: str) -> str:
     """A line with what would break it, or a terminal, written out: names of files may hold any sign."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda sign: ascii(sign[0])[1:-1], text)
+
+
+def print_json(line: str) -> None:
+    """Prints a line of JSON; signs that the output does not have by their numbers, as JSON writes them."""
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(json.loads(line))
+    print(line)
 
 
 def one_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ from scalablevit.cli.arguments import (
     add_device_argument,
     whole_or_none,
 )
+from scalablevit.cli.messages import print_json
 from scalablevit.recipes import recipe_names, shorter_warmup
 
 RESUME_HELP = (
@@ -170,7 +171,7 @@ def _evaluate(arguments: Namespace) -> None:
     names = ("split", "batch_size", "workers", "device", "max_unreadable")
     result = evaluate(arguments.run, arguments.data, **{name: arguments[name] for name in names})
     if arguments.json:
-        print(json.dumps(asdict(result), ensure_ascii=False))
+        print_json(json.dumps(asdict(result), ensure_ascii=False))
         return
     show_scores(result)
     print(f"Report: {evaluation_folder(arguments.run, arguments.data, arguments.split).report / 'index.html'}")
@@ -205,7 +206,7 @@ def _check(arguments: Namespace) -> int:
     result = check(arguments.data, **{name: arguments[name] for name in names})
     problems = result.problems()
     if arguments.json:
-        print(json.dumps({**asdict(result), "problems": problems}, ensure_ascii=False))
+        print_json(json.dumps({**asdict(result), "problems": problems}, ensure_ascii=False))
     else:
         show_check(result)
     return 1 if problems else 0
