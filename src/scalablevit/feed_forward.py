@@ -110,7 +110,8 @@ class FeedForward(Branch):
             return False
         if not self._is_plain() or self.fc1.bias is None or self.fc2.bias is None:
             return False
-        return product_dtype(x, norm, self.parameters()) is not None
+        parameters = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        return product_dtype(x, norm, parameters) is not None
 
     def _is_plain(self) -> bool:
         return is_plain(self.fc1) and is_plain(self.fc2) and is_plain(self.dropout, nn.Dropout)

@@ -7,6 +7,7 @@ caller has asked `selection` whether the kernels take these tensors.
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import Any
 
 import torch
@@ -128,9 +129,13 @@ def call(name: str, dtype: torch.dtype | tuple[torch.dtype, ...], *arguments: An
     """Calls a kernel for tensors of a type, or of several; the number of threads comes last."""
     kernels = library()
     assert kernels is not None
+    getattr(kernels, name + _suffix(dtype))(*arguments, torch.get_num_threads())
+
+
+@cache
+def _suffix(dtype: torch.dtype | tuple[torch.dtype, ...]) -> str:
     types = dtype if isinstance(dtype, tuple) else (dtype,)
-    suffix = "_".join(str(one).removeprefix("torch.") for one in types)
-    getattr(kernels, f"{name}_{suffix}")(*arguments, torch.get_num_threads())
+    return "".join(str(one).replace("torch.", "_") for one in types)
 
 
 def addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p]:

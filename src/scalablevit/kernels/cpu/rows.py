@@ -44,6 +44,8 @@ def add_bias_residual_(x: Tensor, bias: Tensor, residual: Tensor | None) -> Tens
 
 def as_float(parameter: Tensor) -> Tensor:
     """A parameter as the kernels read it."""
+    if parameter.dtype == torch.float32 and parameter.is_contiguous():
+        return parameter
     return parameter.detach().float().contiguous()
 
 
