@@ -51,4 +51,8 @@ def test_few_stretches_are_looked_at():
     assert len(images().to_look_at(1000)) == 100
     assert images((10,) * 10).to_look_at(8) == (0, 1, 30, 31, 60, 61, 90, 91)
     assert images((100,)).to_look_at(3) == (0, 1, 2)
-    assert images((60, 0, 40)).to_look_at(4, stretches=3) == (0, 1, 60, 61)
+    assert images((0, 60, 0, 40)).to_look_at(4) == (0, 1, 60, 61)
+    assert len(images((1,) * 100).to_look_at(50)) == 50
+    assert images().select([1, 2]).paths == (1, 2)
+    with pytest.raises(AssertionError):
+        images((100,)).select([1, 2])

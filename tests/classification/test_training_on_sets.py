@@ -102,28 +102,31 @@ def test_a_stream_goes_on_within_an_epoch_and_does_not_ask_who_reads_it(few_at_o
     assert (found.top1, found.loss) == (expected.top1, expected.loss)
 
 
-def test_a_stream_that_breaks_off_ends_the_run_which_goes_on_later(few_at_once, parquet, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_that_breaks_off_ends_the_run_which_goes_on_later(
+    few_at_once, parquet, tmp_path, monkeypatch, workers
+):
     data = f"hfids/{parquet}:{tmp_path / 'kept'}"
     whole = weights(train(data, tmp_path / "whole", **OPTIONS))
     monkeypatch.setattr(streams, "WAITS", ())
-    read, broken = streams.RowGroup.read, []
+    read, broken = streams.RowGroup.read, tmp_path / "broken"  # a file, which processes that read see, too
 
     def breaking(group, columns):
-        if broken and columns == ["image"]:
-            raise ConnectionError("nobody answers")
+        if broken.exists() and columns == ["image"] and "train" in group.file:
+            raise ConnectionError("404\n\nnobody answers")
         return read(group, columns)
 
-    class Cut(Interrupt):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if trainer.current_epoch == 1:
-                broken.append(True)
+    class Cut(pl.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            broken.touch()
 
     monkeypatch.setattr(streams.RowGroup, "read", breaking)
     shutil.rmtree(tmp_path / "kept")
     monkeypatch.setattr(streams, "stretches_at_once", lambda lengths: -3)  # two are kept
-    with pytest.raises(TrainingFault, match=r"cannot be read.*nobody answers.*to go on: scalablevit train --resume"):
-        train(data, tmp_path / "run", callbacks=[Cut()], **OPTIONS)
-    broken.clear()
+    with pytest.raises(TrainingFault, match=r"404 nobody answers\).*to go on: scalablevit train --resume"):
+        train(data, tmp_path / "run", callbacks=[Cut()], workers=workers, **OPTIONS)
+    broken.unlink()
     assert weights(train(out=tmp_path / "run", resume=True)) == whole
 
 

@@ -103,7 +103,7 @@ def describe_worker_death(message: str, config: TrainConfig) -> str:
 
 def describe_unreachable(error: UnreachableStoreError) -> str:
     """What cannot be reached; from another process the message comes below the places in the code."""
-    return str(error).strip().splitlines()[-1].partition(f"{UnreachableStoreError.__name__}: ")[2] or str(error)
+    return " ".join(str(error).rpartition(f"{UnreachableStoreError.__name__}: ")[2].split())
 
 
 def describe_out_of_memory(error: BaseException, config: TrainConfig) -> str:

@@ -42,17 +42,16 @@ class LabelledImages:
         """Whether every image is a file of its own."""
         return all(isinstance(path, Path) for path in self.paths)
 
-    def to_look_at(self, count: int, stretches: int = 4) -> tuple[ImagePlace, ...]:
-        """Some images, evenly spaced; where they lie elsewhere, the first ones of so many stretches."""
+    def to_look_at(self, count: int) -> tuple[ImagePlace, ...]:
+        """About so many images, evenly spaced; where they lie elsewhere, the first ones of a few stretches."""
         if not self.stretches:
             return self.paths[:: max(-(-len(self) // count), 1)]
-        firsts = [0, *accumulate(self.stretches)]
-        chosen = range(0, len(self.stretches), max(-(-len(self.stretches) // stretches), 1))
-        return tuple(
-            path
-            for number in chosen
-            for path in self.paths[firsts[number] : firsts[number + 1]][: -(-count // len(chosen))]
-        )
+        ends = list(accumulate(self.stretches))
+        whole = [(end - length, end) for length, end in zip(self.stretches, ends, strict=True) if length]
+        needed = max(4, -(-count * len(whole) // max(len(self), 1)))
+        chosen = whole[:: max(-(-len(whole) // needed), 1)]
+        share = -(-count // max(len(chosen), 1))
+        return tuple(path for first, end in chosen for path in self.paths[first : min(end, first + share)])
 
     def targets(self) -> Tensor:
         """(n,), the class of each image; with several labels (n, classes), 1 for each label, in float32."""
@@ -65,6 +64,7 @@ class LabelledImages:
 
     def select(self, positions: Sequence[int]) -> LabelledImages:
         """Some of the images, under the same classes; not for those that lie in stretches."""
+        assert not self.stretches
         return LabelledImages(
             paths=tuple(self.paths[position] for position in positions),
             labels=tuple(self.labels[position] for position in positions),

@@ -131,7 +131,7 @@ def decide(config: TrainConfig, seen: Survey, training: LabelledImages) -> tuple
     warmup = choose("warmup_epochs", min(max(1.0, epochs / 20), epochs / 2), f"a part of {epochs} epochs")
     crop = choose("random_crop", "pad" if is_small else "resize", f"images of {min(size)} pixels")
     padding = choose("padding", min(size) // 28, "a 28th of the size")
-    in_memory = is_small and seen.decoded_mb * images <= config.memory_mb
+    in_memory = is_small and not training.stretches and seen.decoded_mb * images <= config.memory_mb
     workers = choose(
         "workers",
         0 if in_memory else min(available_cores(), 8),

@@ -14,8 +14,8 @@ MIXED = 8192  # images from whose stretches each one is drawn; timm shuffles as 
 
 
 def stretches_at_once(lengths: Sequence[int]) -> int:
-    """Over how many stretches images are mixed: those that hold `MIXED` images together."""
-    return max(round(MIXED * len(lengths) / max(sum(lengths), 1)), 1)
+    """Over how many stretches images are mixed: as many as hold `MIXED` images together."""
+    return max(-(-MIXED * len(lengths) // max(sum(lengths), 1)), 1)
 
 
 def mixed_order(lengths: Sequence[int], random: np.random.Generator) -> list[int]:

@@ -20,7 +20,7 @@ from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.cli.answers import EXPLAIN, PREDICT, SERVE
 from scalablevit.cli.arguments import Verb
 from scalablevit.cli.files import CONVERT, EXPORT
-from scalablevit.cli.messages import known_options, nearest, one_line, plain, with_hyphens
+from scalablevit.cli.messages import known_options, nearest, one_line, plain, printable, with_hyphens
 from scalablevit.cli.networks import BENCHMARK, MODELS
 from scalablevit.cli.training import CHECK, EVALUATE, TRAIN
 from scalablevit.extras import MissingExtraError
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (TrainingFault, UnreachableStoreError) as fault:
         message = describe_unreachable(fault) if isinstance(fault, UnreachableStoreError) else one_line(fault)
-        print(f"scalablevit: error: {_own_name()}{message}", file=sys.stderr)
+        print(f"scalablevit: error: {_own_name()}{printable(message)}", file=sys.stderr)
         return FAILED
     except (argparse.ArgumentError, ValueError, OSError, MissingExtraError) as error:
         message = one_line(error)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 from scalablevit.classification.readers import open_set, streams
 from scalablevit.classification.readers.notation import SetName
 from scalablevit.classification.sources import find_training_data
+from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.images import UnreachableStoreError, read_image
 from tests.classification.readers import sets
 
@@ -98,6 +100,18 @@ def test_a_group_whose_file_is_damaged_is_fetched_again(folder, tmp_path, fetche
     assert fetched[images.paths[0].store.groups[0].file, 0] == 2
 
 
+def test_a_group_with_wrong_offsets_does_not_end_the_process(folder, tmp_path):
+    data = f"hfids/{folder}:{tmp_path / 'kept'}"
+    images = open_set(data).images("train")
+    check(images, "train", [0])
+    kept = images.paths[0].store.folder / "00000000.arrow"
+    content = bytearray(kept.read_bytes())
+    place = content.index(sets.png(sets.pixels("train")[0])) - 64  # the offsets lie before the images
+    content[place : place + 60] = b"\xa7" * 60
+    kept.write_bytes(content)
+    check(open_set(data).images("train"), "train", [0, 1, 2, 3])
+
+
 def test_threads_fetch_a_group_once(folder, tmp_path, fetched):
     images = open_set(f"hfids/{folder}:{tmp_path / 'kept'}").images("train")
     with ThreadPoolExecutor(8) as pool:
@@ -121,7 +135,7 @@ def test_processes_share_a_folder(folder, tmp_path):
     for process in processes:
         process.join()
     assert len(list(images.paths[0].store.folder.glob("*.arrow"))) == 8
-    assert not list(images.paths[0].store.folder.glob("*.arrow.*"))
+    assert not list(images.paths[0].store.folder.glob("*.unfinished"))
 
 
 class Ranges(SimpleHTTPRequestHandler):
@@ -198,6 +212,52 @@ def test_what_cannot_be_fetched_is_tried_again_and_then_no_image_to_leave_out(fo
     failures += [ConnectionError("gone")] * 3
     with pytest.raises(UnreachableStoreError, match=r"parquet cannot be read, tried 3 times \(ConnectionError: gone\)"):
         read_image(images.paths[29], 1)
+
+
+def test_failures_do_not_wait_for_each_other(folder, tmp_path, monkeypatch):
+    images = open_set(f"hfids/{folder}:{tmp_path / 'kept'}").images("train")
+    monkeypatch.setattr(streams, "WAITS", (0.2, 0.2))
+
+    def failing(group, columns):
+        raise ConnectionError("404\n\nnobody is there")
+
+    monkeypatch.setattr(streams.RowGroup, "read", failing)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(read_image, images.paths[0], 1) for _ in range(8)]
+    assert time.perf_counter() - started < 1.6  # one after the other they would take 3.2
+    for one in found:
+        with pytest.raises(UnreachableStoreError, match=r"ConnectionError: 404 nobody is there"):
+            one.result()
+
+
+@pytest.mark.parametrize("error", [StoppedBySignal("SIGTERM"), MemoryError()])
+def test_what_will_not_pass_is_not_tried_again(error):
+    calls = []
+
+    def action():
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        streams.insistently(action, "a file")
+    assert len(calls) == 1
+
+
+def test_a_file_that_is_gone_is_told_at_once(folder, tmp_path, monkeypatch):
+    images = open_set(f"hfids/{folder}:{tmp_path / 'kept'}").images("test")
+    monkeypatch.setattr(streams, "WAITS", (60.0,))
+    next((folder / "data").glob("test-*")).unlink()
+    with pytest.raises(UnreachableStoreError, match=r"test-.*\.parquet is not there"):
+        read_image(images.paths[0], 1)
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_file_without_a_column_is_named(folder, column):
+    file = folder / "data" / "train-00001-of-00002.parquet"
+    sets.table("train").remove_columns(column).to_parquet(str(file))
+    with pytest.raises(ValueError, match=rf"train-00001-of-00002\.parquet has no column {column}"):
+        open_set(f"hfids/{folder}").images("train")
 
 
 def test_a_folder_that_cannot_be_written_to_is_said(folder, tmp_path):

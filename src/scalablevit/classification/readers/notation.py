@@ -57,4 +57,4 @@ def parse_set_name(data: str) -> SetName:
     name, colon, folder = rest.rpartition(":") if ":" in rest and not is_address else (rest, "", "")
     if not name or (colon and not folder):
         raise ValueError(f"data is {data!r}; give {KINDS[kind]}")
-    return SetName(kind=kind, name=name, folder=Path(folder) if folder else None)
+    return SetName(kind=kind, name=name, folder=Path(folder).expanduser() if folder else None)

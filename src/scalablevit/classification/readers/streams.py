@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.readers.hugging_face import columns_of, label_images, load_from
 from scalablevit.classification.readers.image_set import ImageSet
 from scalablevit.classification.readers.notation import SetName
+from scalablevit.classification.stopping import StoppedBySignal
 from scalablevit.classification.stretches import stretches_at_once
 from scalablevit.extras import require_extra
 from scalablevit.images import UnreachableStoreError
@@ -32,6 +34,7 @@ from scalablevit.images import UnreachableStoreError
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before what failed is tried again
 THREADS = 16  # that read what files hold before the first image
 _LOCKS = 16  # files in a folder that say who is fetching
+_ABANDONED = 3600.0  # seconds after which what was never finished will not be
 
 Found = TypeVar("Found")
 
@@ -79,6 +82,7 @@ class StreamStore:
         self.firsts = [0, *accumulate(group.count for group in groups)]
         # Readers run ahead of training, as far again as images are mixed; and evaluation begins with others.
         self.most = 2 * stretches_at_once([group.count for group in groups]) + 8
+        self._met: set[int] = set()
 
     def read(self, index: int) -> bytes:
         """The file in a row; empty if there is none.
@@ -95,30 +99,48 @@ class StreamStore:
         return f"{self.where}/{index}"
 
     def _group(self, number: int) -> Any:
+        file = self.folder / f"{number:08}.arrow"
+        kept = self._kept(number, file)
+        return insistently(partial(self._fetch, number, file), self.groups[number].file) if kept is None else kept
+
+    def _kept(self, number: int, file: Path) -> Any:
+        """A group that was fetched before, which is looked through when this process first meets it; or None."""
+        column = _open(file, thoroughly=number not in self._met)
+        if column is not None:
+            self._met.add(number)
+        return column
+
+    def _fetch(self, number: int, file: Path) -> Any:
         from filelock import FileLock
 
-        file = self.folder / f"{number:08}.arrow"
+        lock = self.folder / f"{number % _LOCKS}.lock"
         try:
-            if (kept := _open(file)) is not None:
-                return kept
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f"{number % _LOCKS}.lock"):
-                if (kept := _open(file)) is not None:  # another process was first
-                    return kept
-                group = self.groups[number]
-                rows = insistently(partial(group.read, [self.key]), group.file).combine_chunks()
+            lock.touch()
+        except OSError as error:
+            raise self._unkept(error) from error
+        with FileLock(lock):  # let go of before it is tried again, so that nobody waits for another's failure
+            if (kept := self._kept(number, file)) is not None:  # another process was first
+                return kept
+            rows = self.groups[number].read([self.key]).combine_chunks()
+            try:
                 _write(file, rows)
                 self._make_room()
-                return rows.column(0)
-        except OSError as error:
-            raise UnreachableStoreError(
-                f"images of {self.where} cannot be kept in {self.folder} ({error}): make room there, or name another"
-                " folder behind a colon"
-            ) from error
+            except OSError as error:
+                raise self._unkept(error) from error
+        self._met.add(number)
+        return rows.column(self.key)
+
+    def _unkept(self, error: OSError) -> UnreachableStoreError:
+        return UnreachableStoreError(
+            f"images of {self.where} cannot be kept in {self.folder} ({in_one_line(error)}): make room there, or name"
+            " another folder behind a colon"
+        )
 
     def _make_room(self) -> None:
-        kept = sorted(self.folder.glob("*.arrow"), key=_age)
-        for file in kept[: max(len(kept) - self.most, 0)]:
+        kept = sorted(self.folder.glob("*.arrow"), key=_changed)
+        unfinished = [file for file in self.folder.glob("*.unfinished") if time.time() - _changed(file) > _ABANDONED]
+        for file in kept[: max(len(kept) - self.most, 0)] + unfinished:
             file.unlink(missing_ok=True)
 
 
@@ -152,21 +174,29 @@ def open_streamed_set(name: SetName, target_key: str | None) -> ImageSet:
 
 
 def insistently(action: Callable[[], Found], what: str) -> Found:
-    """What an action gives, which is tried again after a while where it fails.
+    """What an action gives, which is tried again after a while where it fails for a reason that may pass.
 
     Raises:
-        UnreachableStoreError: If it has failed once more than there are `WAITS`.
+        UnreachableStoreError: If it has failed once more than there are `WAITS`, or what is read is not there.
     """
     for wait in (*WAITS, None):
         try:
             return action()
+        except (UnreachableStoreError, StoppedBySignal, MemoryError):
+            raise
+        except FileNotFoundError as error:
+            raise UnreachableStoreError(f"{what} is not there ({in_one_line(error)})") from error
         except Exception as error:  # each protocol has errors of its own
             if wait is None:
-                raise UnreachableStoreError(
-                    f"{what} cannot be read, tried {len(WAITS) + 1} times ({type(error).__name__}: {error})"
-                ) from error
-            time.sleep(wait)
-    raise AssertionError("the last one returns or raises")
+                tried = f"tried {len(WAITS) + 1} times ({type(error).__name__}: {in_one_line(error)})"
+                raise UnreachableStoreError(f"{what} cannot be read, {tried}") from error
+        time.sleep(wait)
+    raise AssertionError("the last time returns or raises")
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error says."""
+    return " ".join(str(error).split())
 
 
 def _read_part(name: SetName, split: str, files: list[str], features: Any, target_key: str | None) -> LabelledImages:
@@ -174,12 +204,18 @@ def _read_part(name: SetName, split: str, files: list[str], features: Any, targe
     with ThreadPoolExecutor(THREADS) as pool:
         metadata = list(pool.map(_metadata, files))
         image_key, key, kind, is_list = columns_of(where, features or _features(metadata[0]), target_key)
+        for file, of_file in zip(files, metadata, strict=True):
+            for name_of_column in (image_key, key):
+                if name_of_column not in of_file.schema.to_arrow_schema().names:
+                    raise ValueError(
+                        f"{file} has no column {name_of_column}, which other files of {where} have: mend it"
+                    )
         groups = [
             RowGroup(file, of_file, number, of_file.row_group(number).num_rows)
             for file, of_file in zip(files, metadata, strict=True)
             for number in range(of_file.num_row_groups)
         ]
-        columns = pool.map(lambda group: insistently(partial(group.read, [key]), group.file).column(0), groups)
+        columns = pool.map(lambda group: insistently(partial(group.read, [key]), group.file).column(key), groups)
         values = [value for column in columns for value in column.to_pylist()]
         versions = list(pool.map(_version, files))
     known = sha256(repr((versions, image_key)).encode()).hexdigest()[:16]
@@ -222,21 +258,24 @@ def _features(metadata: Any) -> Any:
     return datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
 
 
-def _open(file: Path) -> Any:
-    """The column in a file, mapped into memory; None if there is no such file, or it is damaged."""
+def _open(file: Path, *, thoroughly: bool) -> Any:
+    """The column in a file, mapped into memory; None without one, or where it is found to be damaged."""
     import pyarrow
 
     try:
         with pyarrow.memory_map(str(file)) as content:
-            return pyarrow.ipc.open_file(content).read_all().column(0)
-    except (FileNotFoundError, pyarrow.ArrowInvalid):
+            column = pyarrow.ipc.open_file(content).read_all().column(0)
+        if thoroughly:
+            column.validate(full=True)  # else Arrow ends the process where offsets are wrong
+        return column
+    except (OSError, pyarrow.ArrowException):
         return None
 
 
 def _write(file: Path, rows: Any) -> None:
     import pyarrow
 
-    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.unfinished")
     try:
         with pyarrow.OSFile(str(unfinished), "wb") as content, pyarrow.ipc.new_file(content, rows.schema) as writer:
             writer.write_table(rows)
@@ -245,7 +284,7 @@ def _write(file: Path, rows: Any) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _age(file: Path) -> float:
+def _changed(file: Path) -> float:
     try:
         return file.stat().st_mtime
     except FileNotFoundError:  # another process made room

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "tile_attention.h"
+#include "workspaces.h"
 
 namespace scalablevit {
 
@@ -15,8 +15,8 @@ struct ListStrides {  // of (b, n, length, width)
 
 template <typename Work, typename T>
 void attend_to_list_in(const T* query, const T* key, const T* value, T* out, int b, int heads, int queries, int keys,
-                    int key_width, int value_width, ListStrides query_strides, ListStrides key_strides,
-                    ListStrides value_strides, float scale, int threads) {
+                       int key_width, int value_width, ListStrides query_strides, ListStrides key_strides,
+                       ListStrides value_strides, float scale, int threads) {
   constexpr int kPiece = 4 * Work::kQueries;  // that a thread takes at once, so that few heads keep all threads busy
   const int pieces = (queries + kPiece - 1) / kPiece;
   const int64_t tasks = (int64_t)b * heads * pieces;

@@ -79,7 +79,7 @@ inline void multiply_rows_of_tiles(const BFloat16* left, const BFloat16* right, 
   }
 }
 
-// What one thread works with: a head's keys and values as tiles, and of a block of queries their rows and weights as tiles,
+// What one thread works with, one at a time, since its memory is the thread's: a head's keys and values as tiles, and of a block of queries their rows and weights as tiles,
 // their scores (q, k) and results (q, e).
 struct TileWorkspace {
   static constexpr int kQueries = 4 * kTile;
@@ -142,24 +142,24 @@ struct TileWorkspace {
   }
 };
 
-// Softmax over keys of the scores of a query, kVectors of them, the last one holding `rest` keys. Weights go to rows of tiles,
-// undivided; what they are to be multiplied by is given.
-template <int kVectors>
+// Softmax over keys of the scores of a query, in kWidth vectors, the last of which may hold fewer keys. Weights go to rows
+// of tiles, undivided; what they are to be multiplied by is given.
+template <int kWidth>
 inline float weigh_row(const float* scores, Integers is_key, float scale, BFloat16* weights) {
-  Vector found[kVectors], most = broadcast(-__builtin_huge_valf()), sum = {};
-  for (int v = 0; v < kVectors; ++v) {
+  Vector found[kWidth], most = broadcast(-__builtin_huge_valf()), sum = {};
+  for (int v = 0; v < kWidth; ++v) {
     found[v] = load(scores + v * kLanes) * scale;
-    if (v + 1 == kVectors) found[v] = is_key ? found[v] : broadcast(-__builtin_huge_valf());
+    if (v + 1 == kWidth) found[v] = is_key ? found[v] : broadcast(-__builtin_huge_valf());
     most = larger(found[v], most);
   }
   most = largest(most);
-  for (int v = 0; v < kVectors; ++v) {
+  for (int v = 0; v < kWidth; ++v) {
     found[v] = power_of_two(found[v] - most);
-    if (v + 1 == kVectors) found[v] = is_key ? found[v] : Vector{};
+    if (v + 1 == kWidth) found[v] = is_key ? found[v] : Vector{};
     sum += found[v];
   }
-  for (int v = 0; v < round_up(kVectors * kLanes, kStep) / kLanes; ++v)
-    store(weights + v * kLanes / kStep * kTileSize + v * kLanes % kStep, v < kVectors ? found[v] : Vector{});
+  for (int v = 0; v < round_up(kWidth * kLanes, kStep) / kLanes; ++v)
+    store(weights + v * kLanes / kStep * kTileSize + v * kLanes % kStep, v < kWidth ? found[v] : Vector{});
   return 1.0f / total(sum);
 }
 
@@ -207,22 +207,3 @@ inline void attend_block(TileWorkspace& work, int count, float scale, Row row, F
 }  // namespace scalablevit
 
 #endif
-
-namespace scalablevit {
-
-template <typename Work>
-struct Kind {
-  using Type = Work;
-};
-
-// Calls `body` with the kind of workspace that serves numbers of type T, and so many keys, here.
-template <typename T, typename Body>
-inline void with_workspace(int most_keys, Body body) {
-#if SCALABLEVIT_TILES
-  if constexpr (std::is_same_v<T, BFloat16>)
-    if (has_tiles() && most_keys <= kMostKeys) return body(Kind<TileWorkspace>());
-#endif
-  body(Kind<Workspace>());
-}
-
-}  // namespace scalablevit

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "tile_attention.h"
+#include "workspaces.h"
 
 namespace scalablevit {
 
@@ -91,8 +91,8 @@ struct Windows {
 
 template <typename Work, typename T>
 void attend_in_windows_in(const T* query_key, const T* value, T* out, const float* lim_weight, const float* lim_bias, int b,
-                       int height, int width, int heads, int key_width, int value_width, MapStrides query_key_strides,
-                       MapStrides value_strides, int window_height, int window_width, float scale, int threads) {
+                          int height, int width, int heads, int key_width, int value_width, MapStrides query_key_strides,
+                          MapStrides value_strides, int window_height, int window_width, float scale, int threads) {
   const int channels = heads * value_width;
   const Lim<T> lim{lim_weight, lim_bias, channels, height, width, value_strides};
   const MapStrides out_strides{(int64_t)height * width * channels, (int64_t)width * channels, channels};
