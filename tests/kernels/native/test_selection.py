@@ -1,5 +1,7 @@
 """What the native kernels take, and that all else sees what it saw before."""
 
+import statistics
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -139,18 +141,22 @@ def test_a_network_and_its_gradients_agree(design, calls):
 
 
 def test_autocast_is_as_near_to_float32_as_without_kernels(calls):
-    model = randomise(small_network()).eval()
-    images = torch.randn(2, 3, 64, 96, requires_grad=True)
-    found = gradients(model, images, torch.bfloat16)
+    ratios = []  # of many draws, as errors differ by a third from one to the next
+    for seed in range(32):
+        torch.manual_seed(seed)
+        model = randomise(small_network()).eval()
+        images = torch.randn(2, 3, 64, 96, requires_grad=True)
+        found = gradients(model, images, torch.bfloat16)
+        with use_native(False):
+            exact, usual = gradients(model, images), gradients(model, images, torch.bfloat16)
+        assert [x.dtype for x in found] == [x.dtype for x in usual]
+        ours, theirs = (
+            sum(float((x - y).norm() / y.norm()) for x, y in zip(results, exact, strict=True) if y.norm() > 1e-3)
+            for results in (found, usual)
+        )
+        ratios.append(ours / theirs)
     assert {"attend_in_windows", "differentiate_in_windows", "attend_to_list", "differentiate_list"} <= set(calls)
-    with use_native(False):
-        exact, usual = gradients(model, images), gradients(model, images, torch.bfloat16)
-    assert [x.dtype for x in found] == [x.dtype for x in usual]
-
-    def error(results):
-        return sum(float((x - y).norm() / y.norm()) for x, y in zip(results, exact, strict=True) if y.norm() > 1e-3)
-
-    assert error(found) <= 1.2 * error(usual)
+    assert statistics.geometric_mean(ratios) <= 1.2
 
 
 def test_checkpointing_gives_the_same_gradients(calls):
