@@ -158,9 +158,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         )
     if not isinstance(config.get("pretrained_cfg"), dict):
         raise ValueError(f"{file} does not say under pretrained_cfg what images the model takes: save the model anew")
-    if "transformers_version" in config and len(config.get("label_names") or ()) != arguments.get("num_classes"):
-        config.pop("label_names", None)  # transformers keeps those of the network before
-    _check_labels(file, config.get("label_names"), arguments.get("num_classes"))
+    labels, classes = config.get("label_names"), arguments.get("num_classes")
+    if "transformers_version" in config and isinstance(labels, list) and len(labels) != classes:
+        del config["label_names"]  # transformers keeps those of the network before
+    _check_labels(file, config.get("label_names"), classes)
     own = config.get("scalablevit")
     own = own if isinstance(own, dict) else {"layout_version": LAYOUT_VERSION}
     check_layout_version(own.get("layout_version"), str(file))

@@ -252,6 +252,14 @@ def test_a_file_that_is_gone_is_told_at_once(folder, tmp_path, monkeypatch):
         read_image(images.paths[0], 1)
 
 
+def test_a_damaged_file_is_told_at_once(folder, monkeypatch):
+    monkeypatch.setattr(streams, "WAITS", (60.0,))
+    file = next((folder / "data").glob("test-*"))
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(UnreachableStoreError, match=r"test-.*\.parquet is no Parquet file \(.*\): replace it"):
+        open_set(f"hfids/{folder}").images("test")
+
+
 @pytest.mark.parametrize("column", ["image", "label"])
 def test_a_file_without_a_column_is_named(folder, column):
     file = folder / "data" / "train-00001-of-00002.parquet"

@@ -189,7 +189,7 @@ def insistently(action: Callable[[], Found], what: str) -> Found:
         except Exception as error:  # each protocol has errors of its own
             if wait is None:
                 tried = f"tried {len(WAITS) + 1} times ({type(error).__name__}: {in_one_line(error)})"
-                raise UnreachableStoreError(f"{what} cannot be read, {tried}") from error
+                raise UnreachableStoreError(f"{what} cannot be read, {tried}: see that it can be reached") from error
         time.sleep(wait)
     raise AssertionError("the last time returns or raises")
 
@@ -229,8 +229,11 @@ def _metadata(file: str) -> Any:
     import pyarrow.parquet
 
     def read() -> Any:
-        with _content(file) as content:
-            return pyarrow.parquet.read_metadata(content)
+        try:
+            with _content(file) as content:
+                return pyarrow.parquet.read_metadata(content)
+        except pyarrow.ArrowInvalid as error:
+            raise UnreachableStoreError(f"{file} is no Parquet file ({in_one_line(error)}): replace it") from error
 
     return insistently(read, file)
 
