@@ -26,8 +26,8 @@ def test_the_feed_forward_keeps_less_and_has_the_gradients_of_plain_autograd(fro
     assert torch.autograd.gradgradcheck(lambda x: ff(x), (x[:1, :1, :2].detach().requires_grad_(),))
 
 
-def test_the_feed_forward_under_autocast_is_that_of_its_layers_where_there_are_no_tiles(monkeypatch):
-    monkeypatch.setattr(selection, "_has_tiles", lambda: False)
+def test_the_feed_forward_under_autocast_is_that_of_its_layers_where_pytorch_multiplies(monkeypatch):
+    monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: 0)
     ff, x = FeedForward(8), torch.randn(2, 3, 4, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = ff(x)

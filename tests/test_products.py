@@ -1,4 +1,4 @@
-"""Linear layers and products on a processor's tiles, against PyTorch's; what the kernels give is in tests/kernels."""
+"""Linear layers and products by the native kernels, against PyTorch's; what the kernels give is in tests/kernels."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from torch import nn
 from scalablevit.feed_forward import FeedForward
 from scalablevit.kernels import selection, use_native
 from scalablevit.layers import Linear
-from scalablevit.products import add_product_, linear_on_tiles, product
+from scalablevit.products import add_product_, linear_by_kernel, product
 from scalablevit.residual_stream import add_projected, normed_linear
 from tests.networks import randomise, small_network
 
-pytestmark = pytest.mark.skipif(not selection._has_tiles(), reason="a processor without tiles")
+pytestmark = pytest.mark.skipif(selection._fewest_rows(torch.float32) == 0, reason="no compiler")
 
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
 
@@ -25,6 +25,8 @@ def wherever_they_can_run():
 
 @pytest.fixture(params=TOLERANCES, ids=str)
 def dtype(request):
+    if selection._fewest_rows(request.param) == 0:
+        pytest.skip("a processor that does not multiply this type")
     torch.manual_seed(0)
     return request.param
 
@@ -39,7 +41,7 @@ def test_a_layer_and_its_gradients(dtype, bias):
     exact = nn.Linear(40, 72, bias=bias).double()
     exact.load_state_dict({name: value.double() for name, value in layer.state_dict().items()})
     x, grad = torch.randn(2, 5, 7, 40).to(dtype).requires_grad_(), torch.randn(2, 5, 7, 72).to(dtype)
-    assert type(linear_on_tiles(x, layer.weight, layer.bias).grad_fn).__name__ == "ViewBackward0"
+    assert type(linear_by_kernel(x, layer.weight, layer.bias).grad_fn).__name__ == "ViewBackward0"
     out, expected = layer(x), exact(x.double())
     assert near(out.detach(), expected.detach(), dtype)
     found = torch.autograd.grad(out, [x, *layer.parameters()], grad)
@@ -98,12 +100,19 @@ def test_products(dtype):
         assert torch.equal(product(left, right), left @ right)
 
 
-def test_float32_is_pytorchs_unless_native_kernels_are_asked_for():
-    x, layer = torch.randn(40, 48), Linear(48, 32)
-    assert linear_on_tiles(x, layer.weight, layer.bias) is not None
+def test_few_rows_are_pytorchs_unless_native_kernels_are_asked_for(monkeypatch):
+    x, layer = torch.randn(10, 4, 48), Linear(48, 32)
+    monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: {torch.float32: 41, torch.bfloat16: 40}[dtype])
+    assert linear_by_kernel(x, layer.weight, layer.bias) is not None
     with use_native("auto"):
-        assert linear_on_tiles(x, layer.weight, layer.bias) is None
-        assert linear_on_tiles(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16()) is not None
+        assert linear_by_kernel(x, layer.weight, layer.bias) is None
+        assert linear_by_kernel(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16()) is not None
+
+
+def test_types_that_a_processor_does_not_multiply_are_pytorchs(monkeypatch):
+    monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: 0)
+    layer = Linear(48, 32)
+    assert linear_by_kernel(torch.randn(40, 48), layer.weight, layer.bias) is None
 
 
 def test_norm_and_layer_at_once(dtype):
@@ -132,8 +141,8 @@ class TestWhatPyTorchRefusesOrBroadcasts:
 
     def test_a_bias_of_another_size(self):
         x, weight = torch.randn(4, 5), torch.randn(3, 5)
-        assert linear_on_tiles(x, weight, torch.zeros(1)) is None
-        assert linear_on_tiles(x, weight, torch.zeros(2)) is None
+        assert linear_by_kernel(x, weight, torch.zeros(1)) is None
+        assert linear_by_kernel(x, weight, torch.zeros(2)) is None
 
     @pytest.mark.parametrize("width", [32, 96])
     def test_a_feed_forward_for_other_maps(self, dtype, width):

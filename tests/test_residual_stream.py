@@ -36,7 +36,7 @@ def calls_of(monkeypatch, name):
     from scalablevit.kernels import selection
     from scalablevit.kernels.cpu import rows
 
-    monkeypatch.setattr(selection, "_has_tiles", lambda: False)  # where there are tiles, other kernels do all at once
+    monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: 0)  # where there are products, they do all at once
     calls, kernel = [], getattr(rows, name)
     monkeypatch.setattr(rows, name, lambda *arguments: (calls.append(name), kernel(*arguments))[1])
     return calls

@@ -235,10 +235,10 @@ def _forward(
     width = parameters[2].shape[0]
     out = x.new_empty(*x.shape[:-1], width, dtype=dtype)  # no view of another: hooks may change it in place
     out_rows = out.view(-1, width)
-    on_tiles = products_kernel(rows, settings.dtype, *parameters) if _fit(x, norm_weight, parameters) else None
-    if on_tiles is not None and rows.is_contiguous():
+    products = products_kernel(rows, settings.dtype, *parameters) if _fit(x, norm_weight, parameters) else None
+    if products is not None and rows.is_contiguous():
         before = None if norm_weight is None else (norm_weight, norm_bias, settings.eps)
-        on_tiles.feed_forward(rows, before, parameters, out_rows, residual=settings.residual)
+        products.feed_forward(rows, before, parameters, out_rows, residual=settings.residual)
         return out
     weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     kernel = rows_kernel(rows, settings.dtype)

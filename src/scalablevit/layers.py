@@ -14,7 +14,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalablevit.products import linear_on_tiles
+from scalablevit.products import linear_by_kernel
 
 
 class DropPath(nn.Module):
@@ -290,7 +290,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.jit.is_scripting():
         return F.linear(x, weight, bias)
     else:
-        out = linear_on_tiles(x, weight, bias) if is_eager(x) else None
+        out = linear_by_kernel(x, weight, bias) if is_eager(x) else None
         if out is not None:
             return out
         if bias is None or x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""Products of matrices on the tiles of processors that have them, and by PyTorch elsewhere.
+"""Products of matrices by kernels of our own where those are faster, and by PyTorch elsewhere.
 
 Axes: rows are positions, c channels. For where PyTorch runs eagerly.
 """
@@ -32,7 +32,7 @@ def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _kernel_for(left: Tensor, right: Tensor) -> Any:
-    """What multiplies two matrices on tiles; None where nothing does, or autograd or a transform has to see it."""
+    """What multiplies two matrices; None where nothing does, or autograd or a transform has to see it."""
     if left.dtype != right.dtype or left.device != right.device or left.shape[-1:] != right.shape[:1]:
         return None
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
@@ -42,7 +42,7 @@ def _kernel_for(left: Tensor, right: Tensor) -> Any:
     return products_kernel(left, left.dtype)
 
 
-def linear_on_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+def linear_by_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """``x @ weight^T + bias``, (..., c) to (..., c'), as autocast has it; None where no kernel serves."""
     if x.device.type != "cpu" or weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or weight.shape[1] == 0:
         return None  # PyTorch says what is wrong

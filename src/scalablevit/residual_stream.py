@@ -91,10 +91,10 @@ def _add_natively(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: 
         return None
     rows = values.reshape(-1, values.shape[-1])
     fits = layer.weight.shape == (residual.shape[-1], rows.shape[1]) and layer.bias.shape == residual.shape[-1:]
-    on_tiles = products_kernel(rows, dtype, layer.weight, layer.bias) if fits and residual.dtype == dtype else None
-    if on_tiles is not None and residual.is_contiguous() and rows.is_contiguous():
+    products = products_kernel(rows, dtype, layer.weight, layer.bias) if fits and residual.dtype == dtype else None
+    if products is not None and residual.is_contiguous() and rows.is_contiguous():
         stream = residual.view(-1, residual.shape[-1])
-        return cast(Tensor, on_tiles.linear(rows, layer.weight, layer.bias, residual=stream)[0]).view(residual.shape)
+        return cast(Tensor, products.linear(rows, layer.weight, layer.bias, residual=stream)[0]).view(residual.shape)
     kernel = rows_kernel(residual, dtype)
     if kernel is None:
         return None

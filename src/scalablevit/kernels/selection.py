@@ -159,14 +159,17 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
 
 
 def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> Any:
-    """The module with products on a processor's tiles, for x in products of `dtype` with such parameters; or None.
+    """The module with products of matrices, for x in products of `dtype` with such parameters; or None.
 
-    In float32 they run where native kernels are asked for, and not of themselves: they are faster where nobody else
-    uses the tiles of a core, and slower where somebody does, as on virtual machines (docs/log.md).
+    Where they are not known to be faster than PyTorch's they run if native kernels are asked for: float32 on tiles,
+    which is faster where nobody else uses the tiles of a core, and slower where somebody does, as on virtual machines;
+    float32 on vectors of Intel's processors, for which PyTorch has Intel's library; bfloat16 without tiles; and few
+    rows, beside which the packing of parameters counts (docs/log.md).
     """
-    if dtype != x.dtype or (x.dtype == torch.float32 and _choices["native"] is not True):
+    if dtype != x.dtype or _native(1, x) is None:
         return None
-    if _native(1, x) is None or not _has_tiles():
+    fewest = _fewest_rows(dtype)
+    if fewest == 0 or (_choices["native"] is not True and x.numel() < fewest * x.shape[-1]):
         return None
     for parameter in parameters:
         if parameter is None:
@@ -254,12 +257,14 @@ def _has_library() -> bool:
     return library() is not None
 
 
-def _has_tiles() -> bool:
-    """Whether the processor multiplies matrices in tiles (Intel's AMX), and lets this process do so."""
+def _fewest_rows(dtype: torch.dtype) -> int:
+    """From how many rows on this processor's products of a type are faster than PyTorch's; 0 if there are none."""
     from scalablevit.kernels.cpu.compilation import library
 
     kernels = library()
-    return kernels is not None and kernels.has_tiles() == 1
+    if kernels is None:
+        return 0
+    return int(kernels.fewest_rows_float32() if dtype == torch.float32 else kernels.fewest_rows_bfloat16())
 
 
 # torch.compile asks while it traces, and does not look inside. This is what torch.compiler.assume_constant_result does,

@@ -3,6 +3,7 @@
 #include "feed_forward.h"
 #include "lists.h"
 #include "rows.h"
+#include "units.h"
 #include "windows.h"
 
 using namespace scalablevit;
@@ -65,32 +66,41 @@ OPERATIONS(bfloat16, BFloat16)
 ROWS(float32, float)
 ROWS(bfloat16, BFloat16)
 
-// Whether the processor has tiles, and this process may use them. The operations below are to be called where that is 1.
+// From how many rows on products are faster than PyTorch's. Where that is 0, none of the operations below is to be called.
+extern "C" int fewest_rows_float32() { return fewest_rows<float>(); }
+extern "C" int fewest_rows_bfloat16() { return fewest_rows<BFloat16>(); }
 extern "C" int has_tiles() { return scalablevit::has_tiles(); }
-
-#if SCALABLEVIT_TILES
 
 #define PRODUCTS(NAME, T, W)                                                                                             \
   extern "C" void feed_forward_##NAME(const void* x, const float* norm_weight, const float* norm_bias,                  \
                                       const void* weight1, const float* bias1, const void* weight2, const float* bias2, \
                                       void* out, int64_t rows, int width, int hidden, float eps, int residual,          \
                                       int threads) {                                                                    \
-    feed_forward<T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight1, bias1, (const W*)weight2, bias2,    \
-                       (T*)out, rows, width, hidden, residual, threads);                                                \
+    with_products<T>([&](auto kind) {                                                                                    \
+      feed_forward<typename decltype(kind)::Type, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight1,     \
+                                                        bias1, (const W*)weight2, bias2, (T*)out, rows, width, hidden,  \
+                                                        residual, threads);                                             \
+    });                                                                                                                  \
   }                                                                                                                      \
   extern "C" void linear_##NAME(const void* x, const float* norm_weight, const float* norm_bias, const void* weight,    \
                                 const float* bias, const void* residual, void* out, void* second, int64_t rows,         \
                                 int width, int columns, int first_columns, float eps, int threads) {                    \
-    linear<T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight, bias, (const T*)residual, (T*)out,         \
-                 (T*)second, rows, width, columns, first_columns, threads);                                             \
+    with_products<T>([&](auto kind) {                                                                                    \
+      linear<typename decltype(kind)::Type, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight, bias,      \
+                                                  (const T*)residual, (T*)out, (T*)second, rows, width, columns,        \
+                                                  first_columns, threads);                                              \
+    });                                                                                                                  \
   }
 
 // Strides are of lines and numbers of the left side, then of the right one.
 #define MATRICES(NAME, T, OUT)                                                                                           \
   extern "C" void multiply_##NAME(const void* left, const void* right, void* out, int64_t rows, int64_t columns,        \
                                   int64_t length, const int64_t* strides, int64_t out_stride, int adds, int threads) {  \
-    multiply_matrices<T, T, OUT>({(const T*)left, strides[0], strides[1]}, {(const T*)right, strides[2], strides[3]},   \
-                                 (OUT*)out, out_stride, rows, columns, length, adds, threads);                          \
+    with_products<T>([&](auto kind) {                                                                                    \
+      multiply_matrices<typename decltype(kind)::Type, T, T, OUT>(                                                       \
+          {(const T*)left, strides[0], strides[1]}, {(const T*)right, strides[2], strides[3]}, (OUT*)out, out_stride,   \
+          rows, columns, length, adds, threads);                                                                         \
+    });                                                                                                                  \
   }
 
 PRODUCTS(float32_float32, float, float)
@@ -99,5 +109,3 @@ PRODUCTS(bfloat16_bfloat16, BFloat16, BFloat16)
 MATRICES(float32_float32, float, float)
 MATRICES(bfloat16_float32, BFloat16, float)
 MATRICES(bfloat16_bfloat16, BFloat16, BFloat16)
-
-#endif

@@ -1,4 +1,4 @@
-"""Calls the C++ kernels for products of matrices, on the tiles of processors that have them (`tiles.h`, `products.h`).
+"""Calls the C++ kernels for products of matrices (`packing.h`), on tiles where the processor has them, else on vectors.
 
 Axes: rows are positions, c channels. Tensors are on a CPU, of types that `selection.products_kernel` was asked about.
 """

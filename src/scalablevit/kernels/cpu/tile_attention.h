@@ -8,7 +8,7 @@
 #pragma once
 
 #include "attention.h"
-#include "products.h"
+#include "tile_products.h"
 
 #if SCALABLEVIT_TILES
 

@@ -3,11 +3,12 @@
 
 #pragma once
 
-#include "vectors.h"
+#include "packing.h"
 
 #if defined(SCALABLEVIT_EMULATED_TILES)
 #define SCALABLEVIT_TILES 1
-#elif defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(SCALABLEVIT_FOUR_LANES)
+#elif defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(SCALABLEVIT_FOUR_LANES) && \
+    !defined(SCALABLEVIT_NO_TILES)
 #define SCALABLEVIT_TILES 1
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -18,9 +19,9 @@
 
 namespace scalablevit {
 
-constexpr int kTile = 16;               // rows of a tile, and numbers of float32 in a row
-constexpr int kStep = 2 * kTile;        // numbers of bfloat16 in a row: how much of a sum one product adds
-constexpr int kTileSize = kTile * kStep;  // numbers of bfloat16 in a tile
+constexpr int kTile = 16;                 // rows of a tile, and numbers of float32 in a row
+constexpr int kTileSize = kTile * kStep;  // numbers of bfloat16 in a tile, of which a row has kStep
+static_assert(kStep == 2 * kTile && kGroup == 2 * kTile);
 
 #if defined(SCALABLEVIT_EMULATED_TILES)
 

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "workspaces.h"
+#include "units.h"
 
 namespace scalablevit {
 

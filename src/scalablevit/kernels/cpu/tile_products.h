@@ -1,8 +1,7 @@
-// Products of matrices on tiles, with what comes before and after them.
+// Products of matrices on tiles: a policy of `packing.h`.
 //
-// out = left @ right; axes: i rows, j columns, k what is summed over. Both sides are packed first: groups of 32 rows (of
-// `right`, of 32 columns), of each its steps of 32 numbers along k, of each step its parts, of each part two tiles. So
-// that all that the tiles load lies one after the other, and rows, columns and numbers that are missing are zeros.
+// Packed groups are their steps of 32 numbers along k, of each step its parts, of each part two tiles, so that all that the
+// tiles load lies one after the other.
 //
 // Numbers of bfloat16 have one part. A number of float32 is cut into three of bfloat16, x = a + b + c, of 8 bits each:
 // exactly, as its 24 bits are what the three hold, down to 1e-33, below which the last ones are lost. Of the nine products
@@ -12,78 +11,15 @@
 
 #pragma once
 
-#include <algorithm>
-#include <cstdlib>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include "rows.h"
+#include "packing.h"
 #include "tiles.h"
 
 #if SCALABLEVIT_TILES
 
 namespace scalablevit {
 
-constexpr int kGroup = 2 * kTile;  // rows or columns of a group
-
-template <typename T>
-constexpr int kPartsOf = sizeof(T) == sizeof(float) ? 3 : 1;
-
-// Memory that a thread keeps, as new memory is slow.
-struct Scratch {
-  void* memory = nullptr;
-  size_t bytes = 0;
-
-  template <typename T>
-  T* take(int64_t count) {
-    constexpr size_t page = 1 << 21;  // a large page, where there are such
-    const size_t wanted = ((size_t)count * sizeof(T) + page - 1) / page * page;
-    if (wanted > bytes) {
-      std::free(memory);
-      memory = std::aligned_alloc(page, wanted);
-      bytes = memory ? wanted : 0;
-      if (!memory) std::abort();
-#if defined(__linux__)
-      madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
-    }
-    return (T*)memory;
-  }
-  ~Scratch() { std::free(memory); }
-};
-
-// A part of `count`, from `start` on, of no more than `most`.
-inline int at_most(int64_t most, int64_t count, int64_t start) { return (int)std::min(most, count - start); }
-
-inline int64_t groups_of(int64_t count) { return (count + kGroup - 1) / kGroup; }
-inline int64_t steps_of(int64_t length) { return (length + kStep - 1) / kStep; }
-
-// Numbers of bfloat16 that a packed group takes.
-template <int kParts>
-inline int64_t group_size(int64_t steps) {
-  return steps * kParts * 2 * kTileSize;
-}
-
 // A row of a packed group, at its first step and part.
 inline BFloat16* row_of_group(BFloat16* group, int64_t row) { return group + row / kTile * kTileSize + row % kTile * kStep; }
-
-// `for_each_vector` for the columns of a group, nearly always kGroup: then nothing is asked in the loop.
-template <typename Body>
-inline void for_each_column(int columns, Body body) {
-  if (columns == kGroup)
-    for_each_vector(kGroup, body);
-  else
-    for_each_vector(columns, body);
-}
-
-// What is nearest to x in bfloat16.
-inline Vector nearest(Vector x) {
-  BFloat16 halves[kLanes];
-  store(halves, x);
-  return load(halves);
-}
 
 // kStep numbers, as so many parts, each a row of a tile; parts lie `apart`.
 template <int kParts>
@@ -101,22 +37,10 @@ template <int kParts>
 inline void cut_pairs(Vector* first, Vector* second, BFloat16* target, int64_t apart) {
   for (int part = 0; part < kParts; ++part)
     for (int v = 0; v < kTile / kLanes; ++v) {
-      const Vector low = nearest(first[v]), high = nearest(second[v]);
-      typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-      const Bits pairs = ((Bits)low >> 16) | (Bits)high;
+      const Vector low = nearest(first[v]), high = nearest(second[v]), pairs = pairs_of(low, high);
       std::memcpy(target + part * apart + 2 * v * kLanes, &pairs, sizeof pairs);
       first[v] -= low, second[v] -= high;
     }
-}
-
-// `count` of up to kStep numbers, and zeros after them.
-inline void copy_numbers(const BFloat16* from, int count, BFloat16* to) {
-#if defined(__AVX512BW__)
-  const __mmask32 wanted = count >= kStep ? ~0u : (1u << count) - 1;
-  _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(wanted, from));
-#else
-  for (int i = 0; i < kStep; ++i) to[i] = i < count ? from[i] : BFloat16{0};
-#endif
 }
 
 // A tile of pairs, turned: its rows become columns.
@@ -131,16 +55,6 @@ inline void turn(const BFloat16* from, BFloat16* to) {
       for (int j = 0; j < kTile; ++j) std::memcpy(to + i * kStep + 2 * j, from + j * kStep + 2 * i, 2 * sizeof(BFloat16));
   }
 }
-
-// One side of a product: lines (rows of `left`, columns of `right`) of `length` numbers. Either the numbers of a line lie
-// side by side (number_stride 1), or the lines do.
-template <typename T>
-struct Side {
-  const T* data;
-  int64_t line_stride, number_stride;
-
-  const T* at(int64_t line, int64_t number) const { return data + line * line_stride + number * number_stride; }
-};
 
 // Numbers of up to kTile lines from `line` on, kStep of each from `number` on, as a tile for each part.
 template <int kParts, bool kRight, typename T>
@@ -251,28 +165,47 @@ inline void multiply_groups(const BFloat16* left, int rows, const BFloat16* righ
     Block<false, false>::sum<kParts>(left, right, steps, sums);
 }
 
-// The products of `rows` packed rows, (groups, group_size), with a packed group of `columns` columns. `finish(row, sums)` is
-// told the sums of each row, (kGroup), which are zeros beyond the columns.
-template <int kParts, typename Finish>
-inline void multiply_rows(const BFloat16* left, int64_t left_size, int64_t rows, const BFloat16* right, int columns,
-                          int64_t steps, Finish finish) {
-  alignas(64) float sums[kGroup * kGroup];
-  if (columns <= kTile) std::memset(sums, 0, sizeof sums);
-  for (int64_t first = 0; first < rows; first += kGroup, left += left_size) {
-    const int some = at_most(kGroup, rows, first);
-    multiply_groups<kParts>(left, some, right, columns, steps, sums);
-    for (int i = 0; i < some; ++i) finish(first + i, sums + i * kGroup);
-  }
-}
+template <typename T>
+struct TileProducts {
+  static constexpr int kParts = sizeof(T) == sizeof(float) ? 3 : 1;
+  static constexpr int64_t kRows = kTile, kMostRows = 256, kBlockRows = kMostRows;
+  static constexpr int64_t kLongest = 1024;
+  using Number = BFloat16;
+  using Session = Tiles;
 
-// Rows of a thread's part: a multiple of kTile, so that all threads have about as many, and no more than `most`, if that
-// is a tile.
-inline int64_t rows_at_once(int64_t rows, int threads, int64_t most) {
-  const int64_t share = (rows + threads - 1) / threads;
-  const int64_t parts = std::max<int64_t>(1, (share + most - 1) / most);
-  const int64_t some = (share + parts - 1) / parts;
-  return std::max<int64_t>(kTile, (some + kTile - 1) / kTile * kTile);
-}
+  static int64_t left_size(int64_t length) { return steps_of(length) * kParts * 2 * kTileSize; }
+  static int64_t right_size(int64_t length) { return left_size(length); }
+
+  template <typename From>
+  static void pack_left(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, BFloat16* target) {
+    for (int i = 0; i < lines; i += kGroup, target += left_size(length))
+      pack_group<kParts, false>(side, line + i, at_most(kGroup, lines, i), number, length, target);
+  }
+
+  template <typename From>
+  static void pack_right(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, BFloat16* target) {
+    pack_group<kParts, true>(side, line, lines, number, length, target);
+  }
+
+  // `numbers` are kStep, at `step` of a row of packed groups of so many numbers.
+  static void set(BFloat16* left, int64_t size, int64_t row, int64_t step, Vector* numbers) {
+    cut<kParts>(numbers, row_of_group(left + row / kGroup * size + step * left_size(kStep), row % kGroup), 2 * kTileSize);
+  }
+
+  // The products of `rows` packed rows, in groups of `size` numbers, with a packed group of `columns` columns.
+  // `finish(row, sums)` is told the sums of each row, (kGroup), which are zeros beyond the columns.
+  template <typename Finish>
+  static void multiply_rows(const BFloat16* left, int64_t size, int rows, const BFloat16* right, int columns,
+                            int64_t length, Finish finish, bool = false) {
+    alignas(64) float sums[kGroup * kGroup];
+    if (columns <= kTile) std::memset(sums, 0, sizeof sums);
+    for (int first = 0; first < rows; first += kGroup, left += size) {
+      const int some = at_most(kGroup, rows, first);
+      multiply_groups<kParts>(left, some, right, columns, steps_of(length), sums);
+      for (int i = 0; i < some; ++i) finish(first + i, sums + i * kGroup);
+    }
+  }
+};
 
 }  // namespace scalablevit
 

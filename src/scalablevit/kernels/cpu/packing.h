@@ -1,0 +1,125 @@
+// What products of matrices share, whatever multiplies: sides, packed groups, the memory that they lie in.
+//
+// out = left @ right; axes: i rows, j columns, k what is summed over. Both sides are packed first, in groups of 32 rows (of
+// `right`, of 32 columns), so that all that is read again and again lies one after the other, and rows, columns and numbers
+// that are missing are zeros. What packs and multiplies is a policy: `TileProducts` or `VectorProducts`, which have
+//
+//   Number, Session                 of what is packed; what a thread holds while it multiplies
+//   kRows                           rows that are multiplied at once: parts of threads are multiples of so many
+//   kMostRows, kLongest             rows of the left side, and numbers along k, that are best packed at once
+//   kBlockRows                      rows that best meet all columns of a block of the right side before the next rows do
+//   left_size, right_size           numbers that a packed group takes, by its length along k
+//   pack_left, pack_right           pack lines of the left side, and a group of the right one
+//   set                             puts kStep numbers into a row of a packed group of the left side
+//   multiply_rows                   multiplies packed rows with a packed group of columns; `turned` says that rows of the left
+//                                   side did not have their numbers side by side before they were packed
+
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "rows.h"
+
+namespace scalablevit {
+
+constexpr int kGroup = 32;  // rows or columns of a group
+constexpr int kStep = 32;   // numbers along k that come at once
+
+// Memory that a thread keeps, as new memory is slow.
+struct Scratch {
+  void* memory = nullptr;
+  size_t bytes = 0;
+
+  template <typename T>
+  T* take(int64_t count) {
+    constexpr size_t page = 1 << 21;  // a large page, where there are such
+    const size_t wanted = ((size_t)count * sizeof(T) + page - 1) / page * page;
+    if (wanted > bytes) {
+      std::free(memory);
+      memory = std::aligned_alloc(page, wanted);
+      bytes = memory ? wanted : 0;
+      if (!memory) std::abort();
+#if defined(__linux__)
+      madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    }
+    return (T*)memory;
+  }
+  ~Scratch() { std::free(memory); }
+};
+
+// A part of `count`, from `start` on, of no more than `most`.
+inline int at_most(int64_t most, int64_t count, int64_t start) { return (int)std::min(most, count - start); }
+
+inline int64_t groups_of(int64_t count) { return (count + kGroup - 1) / kGroup; }
+inline int64_t steps_of(int64_t length) { return (length + kStep - 1) / kStep; }
+
+// `for_each_vector` for the columns of a group, nearly always kGroup: then nothing is asked in the loop.
+template <typename Body>
+inline void for_each_column(int columns, Body body) {
+  if (columns == kGroup)
+    for_each_vector(kGroup, body);
+  else
+    for_each_vector(columns, body);
+}
+
+// `count` of up to kStep numbers, and zeros after them.
+inline void copy_numbers(const BFloat16* from, int count, BFloat16* to) {
+#if defined(__AVX512BW__)
+  const __mmask32 wanted = count >= kStep ? ~0u : (1u << count) - 1;
+  _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(wanted, from));
+#else
+  for (int i = 0; i < kStep; ++i) to[i] = i < count ? from[i] : BFloat16{0};
+#endif
+}
+
+// What is nearest to x in bfloat16.
+inline Vector nearest(Vector x) {
+  BFloat16 halves[kLanes];
+  store(halves, x);
+  return load(halves);
+}
+
+// Pairs of numbers of bfloat16, which `first` and `second` are exactly.
+inline Vector pairs_of(Vector first, Vector second) {
+  typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+  return (Vector)(((Bits)first >> 16) | (Bits)second);
+}
+
+// One side of a product: lines (rows of `left`, columns of `right`) of `length` numbers. Either the numbers of a line lie
+// side by side (number_stride 1), or the lines do.
+template <typename T>
+struct Side {
+  const T* data;
+  int64_t line_stride, number_stride;
+
+  const T* at(int64_t line, int64_t number) const { return data + line * line_stride + number * number_stride; }
+};
+
+// Rows of a thread's part: a multiple of `unit`, so that all threads have about as many, and no more than `most`, if that
+// is a unit.
+inline int64_t rows_at_once(int64_t rows, int threads, int64_t most, int64_t unit) {
+  const int64_t share = (rows + threads - 1) / threads;
+  const int64_t parts = std::max<int64_t>(1, (share + most - 1) / most);
+  const int64_t some = (share + parts - 1) / parts;
+  return std::max<int64_t>(unit, (some + unit - 1) / unit * unit);
+}
+
+// Calls `body(row, rows, group)` for each block of rows and each packed group of the right side, as so many numbers as stay in
+// the second cache allow.
+template <typename Products, typename Body>
+inline void for_each_block(int64_t rows, int64_t groups, int64_t group_size, Body body) {
+  constexpr int64_t kept = (int64_t)1 << 19;  // bytes
+  const int64_t at_once = std::max<int64_t>(1, kept / (group_size * (int64_t)sizeof(typename Products::Number)));
+  for (int64_t block = 0; block < groups; block += at_once)
+    for (int64_t row = 0; row < rows; row += Products::kBlockRows)
+      for (int64_t g = block; g < std::min(block + at_once, groups); ++g)
+        body(row, at_most(Products::kBlockRows, rows, row), g);
+}
+
+}  // namespace scalablevit

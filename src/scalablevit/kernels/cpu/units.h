@@ -1,0 +1,55 @@
+// What computes what, on this processor: tiles where there are some, vectors elsewhere.
+
+#pragma once
+
+#include <limits>
+
+#include "tile_attention.h"
+#include "vector_products.h"
+
+namespace scalablevit {
+
+template <typename Found>
+struct Kind {
+  using Type = Found;
+};
+
+// Calls `body` with the kind of workspace that serves attention in numbers of type T, and so many keys, here.
+template <typename T, typename Body>
+inline void with_workspace(int most_keys, Body body) {
+#if SCALABLEVIT_TILES
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (has_tiles() && most_keys <= kMostKeys) return body(Kind<TileWorkspace>());
+#endif
+  body(Kind<Workspace>());
+}
+
+// Calls `body` with the policy of `packing.h` that multiplies numbers of type T here, if there is one.
+template <typename T, typename Body>
+inline void with_products(Body body) {
+#if SCALABLEVIT_TILES
+  if (has_tiles()) return body(Kind<TileProducts<T>>());
+#endif
+  if constexpr (std::is_same_v<T, float> || SCALABLEVIT_PAIRS) body(Kind<VectorProducts<T>>());
+}
+
+// Whether PyTorch's products in float32 leave much to be gained. It multiplies by Intel's MKL, which is at its best on
+// Intel's processors.
+inline bool is_foreign_to_mkl() {
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(SCALABLEVIT_FOUR_LANES)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
+// From how many rows on products of numbers of type T are faster than PyTorch's; 0 if there are none at all.
+template <typename T>
+inline int fewest_rows() {
+  constexpr int only_if_asked = std::numeric_limits<int>::max();
+  if (has_tiles()) return std::is_same_v<T, BFloat16> ? 1 : only_if_asked;
+  if (std::is_same_v<T, float>) return is_foreign_to_mkl() ? 256 : only_if_asked;
+  return SCALABLEVIT_PAIRS ? only_if_asked : 0;
+}
+
+}  // namespace scalablevit

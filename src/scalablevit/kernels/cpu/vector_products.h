@@ -1,0 +1,177 @@
+// Products of matrices on vectors: a policy of `packing.h`, for processors without tiles.
+//
+// What is packed is words of 32 bits: a number of float32, or a pair of bfloat16 where the processor multiplies pairs (which
+// takes what is below 1e-38 for zero). Of the left side each row has its words side by side; rows are a little more apart,
+// so that those at work do not share lines of the cache. Of the right side the 32 columns of each word lie side by side. So
+// a word of a row is broadcast, and multiplied with those of the columns.
+
+#pragma once
+
+#include "packing.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(SCALABLEVIT_FOUR_LANES)
+#define SCALABLEVIT_PAIRS 1
+#else
+#define SCALABLEVIT_PAIRS 0
+#endif
+
+namespace scalablevit {
+
+#if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)
+constexpr int kVectorRows = 14;  // 14 x 2 sums, 2 vectors and a broadcast of 32 registers
+#else
+constexpr int kVectorRows = 3;
+#endif
+
+// kLanes words, of the `count` numbers of a line that are left.
+inline Vector load_words(const float* from, int64_t count, float) {
+  return load_some(from, (int)std::clamp<int64_t>(count, 0, kLanes));
+}
+
+inline Vector add_products(Vector sum, float word, Vector words, float) { return sum + word * words; }
+
+#if SCALABLEVIT_PAIRS
+inline Vector load_words(const BFloat16* from, int64_t count, BFloat16) {
+  Vector words;
+  BFloat16 numbers[2 * kLanes];
+  copy_numbers(from, (int)std::clamp<int64_t>(count, 0, 2 * kLanes), numbers);
+  std::memcpy(&words, numbers, sizeof words);
+  return words;
+}
+
+inline Vector load_words(const float* from, int64_t count, BFloat16) {
+  Vector words;
+  BFloat16 numbers[2 * kLanes];
+  store(numbers, load_words(from, count, 0.0f));
+  store(numbers + kLanes, load_words(from + kLanes, count - kLanes, 0.0f));
+  std::memcpy(&words, numbers, sizeof words);
+  return words;
+}
+
+inline Vector add_products(Vector sum, float word, Vector words, BFloat16) {
+  int bits;
+  std::memcpy(&bits, &word, sizeof bits);
+  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(bits), (__m512bh)words);
+}
+#endif
+
+template <typename T>
+struct VectorProducts {
+  static constexpr int kNumbers = sizeof(float) / sizeof(T);  // in a word
+  static constexpr int64_t kRows = kVectorRows, kMostRows = 18 * kVectorRows, kBlockRows = kVectorRows;
+  static constexpr int64_t kLongest = 512;
+  using Number = float;
+  struct Session {};
+
+  static int64_t words_of(int64_t length) { return steps_of(length) * kStep / kNumbers; }
+  static int64_t left_size(int64_t length) { return kGroup * (words_of(length) + kBetweenRows); }
+  static int64_t right_size(int64_t length) { return kGroup * words_of(length); }
+
+  // Where lines lie side by side they stay so, in blocks of kBlockRows: all lines are read number by number, as they lie in
+  // memory, and nothing is transposed.
+  template <typename From>
+  static void pack_left(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, float* target) {
+    const int64_t stride = left_size(length) / kGroup;
+    if (is_turned(side)) {
+      for (int64_t word = 0; word < words_of(length); ++word)
+        for (int i = 0; i < lines; i += kVectorRows)
+          store(target + i * stride + word * kVectorRows, word_of_lines(side, line + i, lines - i, number, length, word));
+    } else {
+      for (int i = 0; i < lines; ++i)
+        for (int64_t word = 0; word < words_of(length); word += kLanes)
+          store(target + i * stride + word,
+                load_words(side.at(line + i, number + word * kNumbers), length - word * kNumbers, T()));
+    }
+  }
+
+  // Squares of kLanes lines by kLanes words.
+  template <typename From>
+  static void pack_right(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, float* target) {
+    for (int64_t word = 0; word < words_of(length); word += kLanes)
+      for (int i = 0; i < kGroup; i += kLanes) {
+        Vector square[kLanes] = {};
+        if (is_turned(side)) {
+          for (int j = 0; j < kLanes; ++j) square[j] = word_of_lines(side, line + i, lines - i, number, length, word + j);
+        } else {
+          for (int j = 0; j < std::min(kLanes, lines - i); ++j)
+            square[j] = load_words(side.at(line + i + j, number + word * kNumbers), length - word * kNumbers, T());
+          transpose(square);
+        }
+        for (int j = 0; j < kLanes; ++j) store(target + (word + j) * kGroup + i, square[j]);
+      }
+  }
+
+  // `numbers` are kStep, at `step` of a row of packed groups of so many words.
+  static void set(float* left, int64_t size, int64_t row, int64_t step, const Vector* numbers) {
+    T* target = (T*)(left + row * (size / kGroup) + step * (kStep / kNumbers));
+    for (int v = 0; v < kStep / kLanes; ++v) store(target + v * kLanes, numbers[v]);
+  }
+
+  // The products of `rows` packed rows, in groups of `size` words, with a packed group of `columns` columns.
+  // `finish(row, sums)` is told the sums of each row, (kGroup), which are zeros beyond the columns. No more than kBlockRows.
+  template <typename Finish>
+  static void multiply_rows(const float* left, int64_t size, int rows, const float* right, int columns, int64_t length,
+                            Finish finish, bool turned = false) {
+    constexpr int kWide = kGroup / kLanes;
+    const int64_t words = (length + kNumbers - 1) / kNumbers;
+    const Matrix read{left, turned ? 1 : size / kGroup, turned ? kVectorRows : 1};
+    alignas(64) float sums[kVectorRows * kGroup];
+    if (2 * columns > kGroup) {
+      multiply<kVectorRows, kWide>(read, rows, right, words, sums);
+    } else {
+      std::memset(sums, 0, sizeof sums);
+      multiply<kVectorRows, kWide / 2>(read, rows, right, words, sums);
+    }
+    for (int i = 0; i < rows; ++i) finish(i, sums + i * kGroup);
+  }
+
+ private:
+  static constexpr int kBetweenRows = 16;         // words between rows
+  static constexpr int64_t kRunningSum = 128;  // words: longer sums are sums of such, which round less
+
+  template <typename From>
+  static bool is_turned(Side<From> side) {
+    return side.number_stride != 1;
+  }
+
+  // A word of each of kLanes lines, which lie side by side.
+  template <typename From>
+  static Vector word_of_lines(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, int64_t word) {
+    Vector parts[kNumbers] = {};
+    for (int part = 0; part < kNumbers; ++part) {
+      const int64_t at = word * kNumbers + part;
+      if (lines > 0 && at < length) parts[part] = load_some(side.at(line, number + at), lines);
+    }
+    if constexpr (kNumbers == 1)
+      return parts[0];
+    else
+      return pairs_of(nearest(parts[0]), nearest(parts[1]));
+  }
+
+  struct Matrix {
+    const float* data;
+    int64_t row, word;  // how far apart
+  };
+
+  template <int kCount, int kWide>
+  static void multiply(Matrix left, int count, const float* right, int64_t words, float* out) {
+    if constexpr (kCount > 1)
+      if (count < kCount) return multiply<kCount - 1, kWide>(left, count, right, words, out);
+    for (int64_t begin = 0; begin < words; begin += kRunningSum) {
+      Vector sums[kCount][kWide] = {};
+      for (int64_t i = begin; i < std::min(begin + kRunningSum, words); ++i, right += kGroup, left.data += left.word) {
+        Vector columns[kWide];
+        for (int v = 0; v < kWide; ++v) columns[v] = load(right + v * kLanes);
+        for (int r = 0; r < kCount; ++r)
+          for (int v = 0; v < kWide; ++v) sums[r][v] = add_products(sums[r][v], left.data[r * left.row], columns[v], T());
+      }
+      for (int r = 0; r < kCount; ++r)
+        for (int v = 0; v < kWide; ++v) {
+          float* p = out + r * kGroup + v * kLanes;
+          store(p, begin ? load(p) + sums[r][v] : sums[r][v]);
+        }
+    }
+  }
+};
+
+}  // namespace scalablevit
