@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from scalablevit.feed_forward import FeedForward
 from scalablevit.initialisation import initialise
@@ -165,3 +168,87 @@ def test_compiled_graphs_take_autocast_and_other_convolutions_into_account():
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_half):
                 torch.testing.assert_close(compiled(x), conv(x), rtol=1e-2, atol=1e-2)
             assert ("scalablevit.map_convolution" in seen[-1]) is is_operator
+
+
+class TestDenseConvolutions:
+    """Those that a native kernel serves, as vit-pytorch's LIM."""
+
+    @pytest.fixture(autouse=True)
+    def wherever_they_can_run(self, monkeypatch):
+        from scalablevit.kernels import selection, use_native
+        from scalablevit.kernels.cpu import convolution
+
+        if not selection._has_library():
+            pytest.skip("no compiler")
+        monkeypatch.setattr(convolution, "_FEWEST_TILES", 0)
+        self.calls = []
+        kernel = convolution._convolve
+        monkeypatch.setattr(convolution, "_convolve", lambda *arguments: (self.calls.append(1), kernel(*arguments))[1])
+        with use_native(True):
+            yield
+
+    def of(self, *sizes, **options):
+        torch.manual_seed(0)
+        module = MapConv2d(6, 5, 3, **{"padding": 1, **options})
+        return module, torch.randn(*(sizes or (2, 7, 4)), 6, requires_grad=True)
+
+    def test_results_and_gradients(self):
+        for bias in (True, False):
+            module, x = self.of(bias=bias)
+            exact = copy.deepcopy(module).double()
+            inputs, wide = [x, *module.parameters()], [x.detach().double().requires_grad_(), *exact.parameters()]
+            out, expected = module(x), exact(wide[0])
+            torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+            grad = torch.randn_like(out).transpose(1, 2).contiguous().transpose(1, 2)  # laid out another way
+            found = torch.autograd.grad(out, inputs, grad)
+            for one, other in zip(found, torch.autograd.grad(expected, wide, grad.double()), strict=True):
+                torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+        assert len(self.calls) == 4  # two results and two gradients of maps
+
+    def test_second_derivatives_and_jacobians(self):
+        module, x = self.of(1, 3, 2)
+        found = []
+        for function in (module, lambda x: F.conv2d(x.permute(0, 3, 1, 2), *module.parameters(), padding=1)):
+            (first,) = torch.autograd.grad(function(x).sin().sum(), x, create_graph=True)
+            found.append(torch.autograd.grad(first.square().sum(), [x, module.weight]))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        jacobian = torch.autograd.functional.jacobian(lambda x: module(x).sum((0, 1, 2)), x.detach(), vectorize=True)
+        assert jacobian.shape == (5, 1, 3, 2, 6)
+        per_image = torch.func.vmap(lambda x: module(x[None])[0])(x.detach())
+        torch.testing.assert_close(per_image, module(x).detach(), rtol=1e-5, atol=1e-5)
+
+    def test_a_compiled_graph_calls_it_as_well(self):
+        module, x = self.of()
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        found = torch.autograd.grad(compiled(x).square().sum(), [x, *module.parameters()])
+        assert len(self.calls) == 2
+        expected = torch.autograd.grad(module(x).square().sum(), [x, *module.parameters()])
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"stride": 2},
+            {"padding": 0},
+            {"dilation": 2, "padding": 2},
+            {"padding_mode": "reflect"},
+            {"padding": "same"},
+        ],
+        ids=str,
+    )
+    def test_others_are_pytorchs(self, options):
+        module, x = self.of(**options)
+        expected = nn.Conv2d.forward(module, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        torch.testing.assert_close(module(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert self.of()[0](x).dtype == torch.bfloat16
+        assert not self.calls
+
+    def test_wrong_widths_are_pytorchs_to_tell_of(self):
+        module, x = self.of()
+        with pytest.raises(RuntimeError, match="channels"):
+            module(x[..., :5])
+        with pytest.raises(RuntimeError, match="type"):
+            module(x.double())

@@ -14,6 +14,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.kernels.recording import call_kernel
+from scalablevit.kernels.selection import convolution_kernel
 from scalablevit.products import linear_by_kernel
 
 
@@ -97,13 +99,38 @@ class MapConv2d(nn.Conv2d):
             if not torch.compiler.is_compiling() or torch.compiler._is_exporting_flag or not self._is_by_number():
                 # Images come as (b, c, h, w). On a CPU a convolution of channels-last images takes half as long, and
                 # what it gives need not be laid out anew.
-                return self._convolve(x.contiguous() if is_eager(x) and x.device.type == "cpu" else x)
+                if not is_eager(x) or x.device.type != "cpu":
+                    return self._convolve(x)
+                x = x.contiguous()
+                out = self._convolve_natively(x) if self._is_by_number() else None
+                return self._convolve(x) if out is None else out
             weight, bias = self.weight, self.bias
             if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
                 dtype = torch.get_autocast_dtype(x.device.type)
                 x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             stride, padding = list(self.stride), list(cast(tuple[int, int], self.padding))
             return torch.ops.scalablevit.map_convolution(x, weight, bias, stride, padding, self.groups)
+
+    def _convolve_natively(self, x: Tensor) -> Tensor | None:
+        """By a kernel of our own; None where there is none."""
+        weight, bias, settings = self.weight, self.bias, (self.stride, cast(tuple[int, int], self.padding), self.groups)
+        kernel = convolution_kernel(x, weight, bias, *settings)
+        if kernel is None:
+            return None
+
+        def backward(grad: Tensor, x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:
+            return kernel.gradients(grad.contiguous(), x, weight, (True, True, True))[: 2 + len(bias)]
+
+        def plain(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+            return F.conv2d(x.permute(0, 3, 1, 2), weight, *bias, padding=1).permute(0, 2, 3, 1)
+
+        return call_kernel(
+            (x, weight) if bias is None else (x, weight, bias),
+            forward=lambda x, weight, *bias: kernel.convolve(x, weight, *bias or (None,)),
+            backward=backward,
+            plain=plain,
+            operator=plain,
+        )
 
     def _convolve(self, x: Tensor) -> Tensor:
         # A permuted channels-last map is what PyTorch calls the channels_last memory format: nothing is copied.
@@ -121,7 +148,10 @@ class MapConv2d(nn.Conv2d):
 def _map_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
 ) -> Tensor:
-    out = F.conv2d(x.contiguous().permute(0, 3, 1, 2), weight, bias, list(stride), list(padding), 1, groups)
+    x = x.contiguous()
+    if (kernel := convolution_kernel(x, weight, bias, stride, padding, groups)) is not None:
+        return cast(Tensor, kernel.convolve(x, weight, bias))
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, list(stride), list(padding), 1, groups)
     return out.permute(0, 2, 3, 1).contiguous()
 
 
@@ -145,6 +175,10 @@ def _map_convolution_backward(
     groups: int,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    none = grad.new_empty(0)  # an operator gives tensors
+    if (kernel := convolution_kernel(x, weight, None, stride, padding, groups)) is not None and x.is_contiguous():
+        found = kernel.gradients(grad.contiguous(), x, weight, tuple(needs))
+        return tuple(none.clone() if one is None else one.contiguous() for one in found)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad.permute(0, 3, 1, 2),
         x.permute(0, 3, 1, 2),
@@ -158,7 +192,6 @@ def _map_convolution_backward(
         groups,
         list(needs),
     )
-    none = grad.new_empty(0)  # an operator gives tensors
     grad_x = grad_x.permute(0, 2, 3, 1).contiguous() if needs[0] else none
     return grad_x, grad_weight.contiguous() if needs[1] else none, grad_bias if needs[2] else none.clone()
 

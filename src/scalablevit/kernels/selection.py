@@ -7,6 +7,7 @@ Nothing here imports triton or compiles anything; the modules that hold kernels 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,6 +33,8 @@ LIST_DTYPES = (torch.bfloat16, torch.float16)
 # Keys of a window or a list up to which the native kernels are faster than PyTorch's fused attention on a CPU.
 MAX_NATIVE_KEYS = 256
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+_FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
 
 Choice = bool | Literal["auto"]
 _choices: dict[str, Choice] = {"triton": "auto", "native": "auto"}
@@ -181,6 +184,25 @@ def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -
     return _module("scalablevit.kernels.cpu.products")
 
 
+def convolution_kernel(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Any:
+    """The module that convolves a map (b, h, w, c) with a dense 3x3 weight, in float32; None if none does.
+
+    They take fewer products than PyTorch's, so that any processor with wide vectors is faster with them.
+    """
+    dense = weight.shape[1:] == (*x.shape[-1:], 3, 3) and groups == 1
+    if not dense or (*stride, *padding) != (1, 1, 1, 1) or x.ndim != 4 or x.dtype != torch.float32:
+        return None
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return None  # PyTorch says what is wrong
+    if torch.is_autocast_enabled("cpu") or _native(1, x, weight, *(() if bias is None else (bias,))) is None:
+        return None
+    if _choices["native"] is not True and not (_convolves_faster() and min(weight.shape[:2]) >= _FEWEST_CHANNELS):
+        return None
+    return _module("scalablevit.kernels.cpu.convolution")
+
+
 def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
     """Whether the Triton window attention kernels run on (b, h, w, 2 * n * d) and (b, h, w, n * d')."""
     if not (_choices["triton"] is True and _can_run(query_key, value)):
@@ -249,6 +271,13 @@ def _native(keys: int, *tensors: Tensor) -> Any:
     if torch._C._len_torch_dispatch_stack():  # who counts or records what is called knows PyTorch's operations
         return None
     return _module("scalablevit.kernels.cpu.attention")
+
+
+def _convolves_faster() -> bool:
+    from scalablevit.kernels.cpu.compilation import library
+
+    kernels = library()
+    return kernels is not None and kernels.convolves_faster() == 1
 
 
 def _has_library() -> bool:

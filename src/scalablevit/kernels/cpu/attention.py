@@ -127,9 +127,14 @@ def attend_to_few_backward(
 
 def call(name: str, dtype: torch.dtype | tuple[torch.dtype, ...], *arguments: Any) -> None:
     """Calls a kernel for tensors of a type, or of several; the number of threads comes last."""
+    call_as_it_is(name + _suffix(dtype), *arguments)
+
+
+def call_as_it_is(name: str, *arguments: Any) -> None:
+    """Calls a kernel by the whole of its name; the number of threads comes last."""
     kernels = library()
     assert kernels is not None
-    getattr(kernels, name + _suffix(dtype))(*arguments, torch.get_num_threads())
+    getattr(kernels, name)(*arguments, torch.get_num_threads())
 
 
 @cache

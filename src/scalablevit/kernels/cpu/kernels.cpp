@@ -5,6 +5,7 @@
 #include "rows.h"
 #include "units.h"
 #include "windows.h"
+#include "winograd.h"
 
 using namespace scalablevit;
 
@@ -109,3 +110,17 @@ PRODUCTS(bfloat16_bfloat16, BFloat16, BFloat16)
 MATRICES(float32_float32, float, float)
 MATRICES(bfloat16_float32, BFloat16, float)
 MATRICES(bfloat16_bfloat16, BFloat16, BFloat16)
+
+extern "C" int convolves_faster() { return scalablevit::convolves_faster(); }
+
+// Strides are of the weight: of channels of the result, channels that are read, taps.
+extern "C" void convolve(const float* x, const float* weight, const float* bias, float* out, int64_t b, int64_t height,
+                         int64_t width, int in_channels, int out_channels, const int64_t* strides, int threads) {
+  convolve(x, {weight, strides[0], strides[1], strides[2]}, bias, out, {b, height, width}, in_channels, out_channels,
+           threads);
+}
+
+extern "C" void differentiate_weight(const float* x, const float* grad, float* out, int64_t b, int64_t height,
+                                     int64_t width, int in_channels, int out_channels, int threads) {
+  differentiate_weight(x, grad, out, MapTiles{b, height, width}, in_channels, out_channels, threads);
+}

@@ -43,6 +43,15 @@ inline bool is_foreign_to_mkl() {
 #endif
 }
 
+// Whether convolutions by `winograd.h` are known to be faster than PyTorch's.
+inline bool convolves_faster() {
+#if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)
+  return true;
+#else
+  return false;
+#endif
+}
+
 // From how many rows on products of numbers of type T are faster than PyTorch's; 0 if there are none at all.
 template <typename T>
 inline int fewest_rows() {
