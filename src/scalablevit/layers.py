@@ -121,8 +121,8 @@ class MapConv2d(nn.Conv2d):
         def backward(grad: Tensor, x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:
             return kernel.gradients(grad.contiguous(), x, weight, (True, True, True))[: 2 + len(bias)]
 
-        def plain(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
-            return F.conv2d(x.permute(0, 3, 1, 2), weight, *bias, padding=1).permute(0, 2, 3, 1)
+        def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
 
         return call_kernel(
             (x, weight) if bias is None else (x, weight, bias),
@@ -178,7 +178,8 @@ def _map_convolution_backward(
     none = grad.new_empty(0)  # an operator gives tensors
     if (kernel := convolution_kernel(x, weight, None, stride, padding, groups)) is not None and x.is_contiguous():
         found = kernel.gradients(grad.contiguous(), x, weight, tuple(needs))
-        return tuple(none.clone() if one is None else one.contiguous() for one in found)
+        grad_x, grad_weight, grad_bias = (none.clone() if one is None else one.contiguous() for one in found)
+        return grad_x, grad_weight, grad_bias
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad.permute(0, 3, 1, 2),
         x.permute(0, 3, 1, 2),

@@ -28,7 +28,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not _is_worthwhile(x, weight):
         return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1).contiguous()
     weight = weight.detach().contiguous()
-    return _convolve(x, weight, weight.shape[0], bias, (*weight.stride()[:2], 1))
+    return _convolve(x, weight, weight.shape[0], bias, (weight.stride(0), weight.stride(1), 1))
 
 
 def gradients(
@@ -42,8 +42,8 @@ def gradients(
         grad_x = torch.ops.aten.convolution_backward(*arguments)[0].permute(0, 2, 3, 1)
     elif needs[0]:  # a convolution as well, of the gradient, with the weight's sides changed, and its last tap first
         weight = weight.detach().contiguous()
-        out, in_ = weight.stride()[:2]
-        grad_x = _convolve(grad, weight[..., 2:, 2:], x.shape[-1], None, (in_, out, -1))
+        strides = weight.stride(1), weight.stride(0), -1
+        grad_x = _convolve(grad, weight[..., 2:, 2:], x.shape[-1], None, strides)
     if needs[1]:
         grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
         tensors = addresses(x, grad, grad_weight)
