@@ -30,8 +30,10 @@ MAX_KEYS = 64
 MAX_LIST_WIDTH = 64
 LIST_DTYPES = (torch.bfloat16, torch.float16)
 
-# Keys of a window or a list up to which the native kernels are faster than PyTorch's fused attention on a CPU.
+# Keys of a window or a list up to which the native kernels are faster than PyTorch's fused attention on a CPU. A thread
+# takes whole windows, of which there are few where they are large, but parts of lists.
 MAX_NATIVE_KEYS = 256
+MAX_NATIVE_LIST = {torch.float32: 2**16, torch.bfloat16: MAX_NATIVE_KEYS}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
@@ -99,19 +101,19 @@ def use_native(choice: Choice) -> _Restoration:
     """Switches the native kernels for CPUs on or off, for the whole process.
 
     They are C++, compiled for the machine's own processor when they are first wanted, which takes some seconds, and
-    kept in the user's cache folder. They take float32 and bfloat16: attention in windows and to lists of up to 256
-    keys, without attention dropout, what the feed-forward does beside its products, and, on processors with a matrix
-    unit (Intel's AMX), products as well. What they do not take, and everything where no compiler is found, runs through
-    PyTorch. Those of attention have first derivatives in reverse
-    mode only, like the Triton kernels.
+    kept in the user's cache folder. They take float32 and bfloat16: attention in windows of up to 256 positions and to
+    lists of as many keys, in float32 of 65,536, without attention dropout; products, and what the feed-forward does
+    beside them; in float32 dense 3x3 convolutions. What they do not take, and everything where no compiler is found,
+    runs through PyTorch. Those of attention have first derivatives in reverse mode only, like the Triton kernels.
 
         scalablevit.kernels.use_native(False)  # from here on
         with scalablevit.kernels.use_native(False):  # only inside
             logits = model(images)
 
     Args:
-        choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster, which
-            is wherever they can run but for products in float32.
+        choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster:
+            products in bfloat16 on processors with a matrix unit (Intel's AMX), in float32 on AMD's; convolutions on
+            processors with AVX-512; attention everywhere.
 
     Returns:
         An object that restores the choice before when it is used as a context manager.
@@ -151,7 +153,7 @@ def lists_kernel(query: Tensor, key: Tensor, value: Tensor) -> Any:
         return _module("scalablevit.kernels.short_attention")
     if not query.shape[:2] == key.shape[:2] == value.shape[:2] or key.shape[2] != value.shape[2]:
         return None  # PyTorch broadcasts, or says what is wrong
-    return _native(key.shape[2], query, key, value)
+    return _native(key.shape[2], query, key, value, most=MAX_NATIVE_LIST.get(query.dtype, 0))
 
 
 def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
@@ -257,9 +259,9 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _native(keys: int, *tensors: Tensor) -> Any:
+def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
     first = tensors[0]
-    if first.device.type != "cpu" or not 0 < keys <= MAX_NATIVE_KEYS or not is_wanted(first.device):
+    if first.device.type != "cpu" or not 0 < keys <= most or not is_wanted(first.device):
         return None
     # The kernels read memory: subclasses, such as the fake tensors of compilation, have none, or of another kind.
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):

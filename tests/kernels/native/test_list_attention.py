@@ -5,7 +5,7 @@ from tests.kernels.list_contract import CASES, ListContract, expected_of, lists
 from tests.kernels.maps import assert_near
 
 # Queries and keys, one and around vectors and blocks; then widths.
-LENGTHS = [(q, k, 9, 5) for q in (1, 2, 15, 17, 33, 65, 257) for k in (1, 4, 7, 49, 256)]
+LENGTHS = [(q, k, 9, 5) for q in (1, 2, 15, 17, 33, 65, 257) for k in (1, 4, 7, 49, 128, 129, 300)]
 WIDTHS = [(5, 6, d, 71 - d) for d in range(1, 71)]
 
 

@@ -3,16 +3,24 @@
 // Axes: q queries, k keys, d width of a query and key head, e of a value head. Queries lie in the lanes of vectors, keys one
 // below the other. So the largest score and the sum over keys are found without a step across lanes, keys and values are
 // taken as they come, and only queries and results are transposed.
+//
+// Keys are taken kStripe at a time, whose scores stay in the first cache: what the stripes before have given is scaled when
+// a larger score comes (Milakov and Gimelshein, arXiv:1805.02867). Scores are in powers of 2, for which their factor is
+// kLog2OfE times what is asked for.
 
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <type_traits>
 #include <vector>
 
 #include "vectors.h"
 
 namespace scalablevit {
+
+constexpr int kStripe = 128;
+constexpr float kLog2OfE = 1.44269504088896341f;
 
 template <typename T>
 inline void copy(const T* from, float* to, int width, float factor = 1.0f) {
@@ -27,7 +35,8 @@ struct Workspace {
   int keys = 0, key_width, value_width, key_stride, value_stride;
   std::vector<float> key, value, query, weights, result;
 
-  Workspace(int most_keys, int key_width, int value_width)
+  // With room for the weights of all keys at once, or of a stripe.
+  Workspace(int most_keys, int key_width, int value_width, bool all_weights = false)
       : key_width(key_width),
         value_width(value_width),
         key_stride(round_up(key_width, kLanes)),
@@ -35,7 +44,7 @@ struct Workspace {
         key((size_t)most_keys * key_stride),
         value((size_t)most_keys * value_stride),
         query((size_t)key_stride * kBlock),
-        weights((size_t)most_keys * kBlock),
+        weights((size_t)(all_weights ? most_keys : std::min(most_keys, kStripe)) * kBlock),
         result((size_t)value_stride * kBlock) {}
 
   // `key_row(k)` and `value_row(k)` are those of `count` keys.
@@ -104,37 +113,67 @@ inline void add_product(Matrix left, Matrix right, int length, float* out, int o
   if (columns > 0) multiply<1, 7, true>(left, right, length, out, out_stride, rows);
 }
 
-// Softmax over keys of the scores of the block's queries: work.weights, but for the factor that is the result.
+// Of kWidth vectors of queries and the keys so far: the largest score, and the sum of the powers of 2 of scores less that.
 template <int kWidth>
-inline void weigh(Workspace& work, Vector* factors) {
-  multiply<kWidth, kRows>({work.key.data(), work.key_stride}, {work.query.data(), kBlock}, work.key_width,
-                          work.weights.data(), kBlock, work.keys);
-  Vector most[kWidth], total[kWidth] = {};
+struct Sums {
+  Vector most[kWidth], total[kWidth];
+};
+
+// What the block's queries give to `count` keys from `first` on, but for the factor that is one over the sum in the end:
+// work.weights. Returns what weights of the keys before are to be multiplied with.
+template <int kWidth>
+inline std::array<Vector, kWidth> weigh(Workspace& work, int first, int count, Sums<kWidth>& sums) {
+  multiply<kWidth, kRows>({&work.key[(size_t)first * work.key_stride], work.key_stride}, {work.query.data(), kBlock},
+                          work.key_width, work.weights.data(), kBlock, count);
+  Vector most[kWidth], total[kWidth];
+  std::array<Vector, kWidth> factors;
   for (int v = 0; v < kWidth; ++v) most[v] = load(&work.weights[v * kLanes]);
-  for (int k = 1; k < work.keys; ++k)
-    for (int v = 0; v < kWidth; ++v) most[v] = larger(most[v], load(&work.weights[k * kBlock + v * kLanes]));
-  for (int k = 0; k < work.keys; ++k)
+  for (int k = 1; k < count; ++k)
+    for (int v = 0; v < kWidth; ++v) most[v] = larger(most[v], load(&work.weights[(size_t)k * kBlock + v * kLanes]));
+  for (int v = 0; v < kWidth; ++v) {
+    if (first) most[v] = larger(most[v], sums.most[v]);
+    factors[v] = first ? power_of_two(sums.most[v] - most[v]) : Vector{};
+    total[v] = first ? sums.total[v] * factors[v] : Vector{};
+  }
+  for (int k = 0; k < count; ++k)
     for (int v = 0; v < kWidth; ++v) {
-      float* weight = &work.weights[k * kBlock + v * kLanes];
-      const Vector found = exponential(load(weight) - most[v]);
+      float* weight = &work.weights[(size_t)k * kBlock + v * kLanes];
+      const Vector found = power_of_two(load(weight) - most[v]);
       total[v] += found;
       store(weight, found);
     }
-  for (int v = 0; v < kWidth; ++v) factors[v] = 1.0f / total[v];
+  for (int v = 0; v < kWidth; ++v) sums.most[v] = most[v], sums.total[v] = total[v];
+  return factors;
 }
 
-// Attention of the kWidth vectors of queries that lie in the workspace.
 template <int kWidth>
-void attend(Workspace& work) {
-  Vector factors[kWidth];
-  weigh<kWidth>(work, factors);
-  multiply<kWidth, 4>({work.value.data(), 1, work.value_stride}, {work.weights.data(), kBlock}, work.keys,
-                      work.result.data(), kBlock, work.value_width);
+inline void scale_result(Workspace& work, const std::array<Vector, kWidth>& factors) {
   for (int e = 0; e < work.value_width; ++e)
     for (int v = 0; v < kWidth; ++v) {
       float* found = &work.result[e * kBlock + v * kLanes];
       store(found, load(found) * factors[v]);
     }
+}
+
+// Attention of the kWidth vectors of queries that lie in the workspace.
+template <int kWidth>
+void attend(Workspace& work) {
+  Sums<kWidth> sums;
+  for (int first = 0; first < work.keys; first += kStripe) {
+    const int count = std::min(kStripe, work.keys - first);
+    const auto factors = weigh<kWidth>(work, first, count, sums);
+    const Matrix values{&work.value[(size_t)first * work.value_stride], 1, work.value_stride};
+    const Matrix weights{work.weights.data(), kBlock};
+    if (first) {
+      scale_result<kWidth>(work, factors);
+      multiply<kWidth, 4, true>(values, weights, count, work.result.data(), kBlock, work.value_width);
+    } else {
+      multiply<kWidth, 4>(values, weights, count, work.result.data(), kBlock, work.value_width);
+    }
+  }
+  std::array<Vector, kWidth> factors;
+  for (int v = 0; v < kWidth; ++v) factors[v] = 1.0f / sums.total[v];
+  scale_result<kWidth>(work, factors);
 }
 
 // Calls `body` with the number of vectors that hold `count` queries, as a constant.
@@ -155,7 +194,7 @@ inline void attend_block(Workspace& work, int count, float scale, Row row, Finis
     decltype(row(0)) rows[kLanes];
     const int some = std::min(kLanes, count - first);
     for (int q = 0; q < some; ++q) rows[q] = row(first + q);
-    set_columns(work.query, first, rows, some, work.key_width, scale);
+    set_columns(work.query, first, rows, some, work.key_width, scale * kLog2OfE);
   }
   with_width(count, [&](auto width) { attend<width>(work); });
   for (int first = 0; first < count; first += kLanes)
@@ -173,7 +212,7 @@ struct GradientWorkspace : Workspace {
   std::vector<float> query_rows, grad_rows, grad, grad_weights, grad_query, grad_key, grad_value;
 
   GradientWorkspace(int most_keys, int key_width, int value_width)
-      : Workspace(most_keys, key_width, value_width),
+      : Workspace(most_keys, key_width, value_width, true),
         query_rows((size_t)kBlock * key_stride),
         grad_rows((size_t)kBlock * value_stride),
         grad((size_t)value_stride * kBlock),
@@ -191,14 +230,16 @@ struct GradientWorkspace : Workspace {
 // Gradients of `attend`; with P the weights and dP their gradients, those of the scores are P * (dP - sum(P * dP)).
 template <int kWidth>
 void differentiate(GradientWorkspace& work, int count) {
-  Vector factors[kWidth], means[kWidth] = {};
-  weigh<kWidth>(work, factors);
+  Sums<kWidth> sums;
+  Vector means[kWidth] = {};
+  weigh<kWidth>(work, 0, work.keys, sums);
+  for (int v = 0; v < kWidth; ++v) sums.total[v] = 1.0f / sums.total[v];
   multiply<kWidth, kRows>({work.value.data(), work.value_stride}, {work.grad.data(), kBlock}, work.value_width,
                           work.grad_weights.data(), kBlock, work.keys);
   for (int k = 0; k < work.keys; ++k)
     for (int v = 0; v < kWidth; ++v) {
       float* weight = &work.weights[k * kBlock + v * kLanes];
-      const Vector found = load(weight) * factors[v];
+      const Vector found = load(weight) * sums.total[v];
       store(weight, found);
       means[v] += found * load(&work.grad_weights[k * kBlock + v * kLanes]);
     }
@@ -211,8 +252,15 @@ void differentiate(GradientWorkspace& work, int count) {
     }
   add_product({work.grad_weights.data(), kBlock}, {work.query_rows.data(), work.key_stride}, count, work.grad_key.data(),
               work.key_stride, work.keys, work.key_stride);
-  multiply<kWidth, 4>({work.key.data(), 1, work.key_stride}, {work.grad_weights.data(), kBlock}, work.keys,
-                      work.grad_query.data(), kBlock, work.key_width);
+  for (int first = 0; first < work.keys; first += kStripe) {  // sums of short sums round less often
+    const Matrix keys{&work.key[(size_t)first * work.key_stride], 1, work.key_stride};
+    const Matrix weights{&work.grad_weights[(size_t)first * kBlock], kBlock};
+    const int count = std::min(kStripe, work.keys - first);
+    if (first)
+      multiply<kWidth, 4, true>(keys, weights, count, work.grad_query.data(), kBlock, work.key_width);
+    else
+      multiply<kWidth, 4>(keys, weights, count, work.grad_query.data(), kBlock, work.key_width);
+  }
 }
 
 // The same for `count` queries, whose rows and whose results' gradients `row(q)` and `grad_row(q)` give. `finish(q, d,
@@ -224,7 +272,7 @@ inline void differentiate_block(GradientWorkspace& work, int count, float scale,
     decltype(row(0)) rows[kLanes], grad_rows[kLanes];
     const int some = std::min(kLanes, count - first);
     for (int q = 0; q < some; ++q) rows[q] = row(first + q), grad_rows[q] = grad_row(first + q);
-    set_columns(work.query, first, rows, some, work.key_width, scale);
+    set_columns(work.query, first, rows, some, work.key_width, scale * kLog2OfE);
     set_columns(work.grad, first, grad_rows, some, work.value_width, 1.0f);
     for (int q = 0; q < some; ++q) {
       copy(rows[q], &work.query_rows[(size_t)(first + q) * work.key_stride], work.key_width, scale);

@@ -17,7 +17,7 @@ namespace scalablevit {
 constexpr int kMostKeys = 256;
 
 // 2^x for x <= 0, right to 1e-4: for what is rounded to bfloat16 next.
-inline Vector power_of_two(Vector x) {
+inline Vector rough_power_of_two(Vector x) {
 #if SCALABLEVIT_TABLES
   const Vector r = (Vector)_mm512_reduce_ps((__m512)x, 0b0001);  // behind the next whole number below
   const Vector p = ((r * 7.8024523e-02f + 2.2606716e-01f) * r + 6.9583356e-01f) * r + 9.9992502e-01f;
@@ -154,7 +154,7 @@ inline float weigh_row(const float* scores, Integers is_key, float scale, BFloat
   }
   most = largest(most);
   for (int v = 0; v < kWidth; ++v) {
-    found[v] = power_of_two(found[v] - most);
+    found[v] = rough_power_of_two(found[v] - most);
     if (v + 1 == kWidth) found[v] = is_key ? found[v] : Vector{};
     sum += found[v];
   }

@@ -175,6 +175,24 @@ inline Vector exponential(Vector x) {
   return p * (Vector)power;
 }
 
+// 2^x for x <= 0, to about one unit in the last place; what is below 2^-126 is 2^-126, as smaller numbers are slow.
+inline Vector power_of_two(Vector x) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(SCALABLEVIT_FOUR_LANES)
+  x = (Vector)_mm512_max_ps(_mm512_set1_ps(-126.0f), (__m512)x);  // what is no number stays none
+  const Vector r = (Vector)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);  // from the nearest whole number
+  Vector p = broadcast(1.5353356e-4f);
+  p = p * r + 0.0013398875f;
+  p = p * r + 0.0096184369f;
+  p = p * r + 0.055503324f;
+  p = p * r + 0.24022648f;
+  p = p * r + 0.69314718f;
+  p = p * r + 1.0f;
+  return (Vector)_mm512_scalef_ps((__m512)p, (__m512)(x - r));
+#else
+  return exponential(x * 0.693147180559945309f);
+#endif
+}
+
 inline int round_up(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 }  // namespace scalablevit
