@@ -82,7 +82,9 @@ def test_gradients_are_those_of_plain_autograd(name, frozen, size):
         parameter.requires_grad_(not (frozen and frozen in key))
     inputs = [tensor for tensor in (x, *block.parameters()) if tensor.requires_grad]
     out, expected = block(x), plain(block, x)
-    assert torch.equal(out, expected) or name == "ff"  # in float64 its bias is added in the product or after it
+    # In float64 a bias is added in the product or after it, and products of other widths may be rounded otherwise, as
+    # they are on AMD's processors.
+    assert torch.equal(out, expected) or name == "ff" or name.startswith("iwsa")
     torch.testing.assert_close(out, expected, rtol=1e-13, atol=1e-13)
     for one, other in zip(gradients(out, inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

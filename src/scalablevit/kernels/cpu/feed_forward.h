@@ -79,10 +79,11 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
             const int columns = at_most(kGroup, width, g * kGroup);
             float* target = result + block * stride + g * kGroup;
             const Number* weights = second + g * hidden_size + Products::right_size(h * kGroup);
-            Products::multiply_rows(chunk, chunk_size, some_rows, weights, columns, length, [&](int64_t row, const float* sums) {
+            const auto add = [&](int64_t row, const float* sums) {
               float* p = target + row * stride;
               for (int j = 0; j < kGroup; j += kLanes) store(p + j, load(p + j) + load(sums + j));
-            });
+            };
+            Products::multiply_rows(chunk, chunk_size, some_rows, weights, columns, length, add);
           }
         }
       }

@@ -79,8 +79,8 @@ inline void multiply_rows_of_tiles(const BFloat16* left, const BFloat16* right, 
   }
 }
 
-// What one thread works with, one at a time, since its memory is the thread's: a head's keys and values as tiles, and of a block of queries their rows and weights as tiles,
-// their scores (q, k) and results (q, e).
+// What one thread works with, one at a time, since its memory is the thread's: a head's keys and values as tiles, and of a
+// block of queries their rows and weights as tiles, their scores (q, k) and results (q, e).
 struct TileWorkspace {
   static constexpr int kQueries = 4 * kTile;
 

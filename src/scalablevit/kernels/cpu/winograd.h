@@ -164,7 +164,8 @@ inline void convolve(const float* x, Weight weight, const float* bias, float* ou
   const int64_t right_size = Products::right_size(in_channels), groups = groups_of(out_channels);
   float* right = of_weights.take<float>(groups * kPlaces * right_size);
   // Tiles at once: of narrow maps as many as stay in the second cache, of wide ones more, as all weights are read for them.
-  const int64_t at_once = rows_at_once(tiles.count(), threads, in_channels <= 256 ? 2 * Products::kRows : 5 * Products::kRows, Products::kRows);
+  const int64_t most = (in_channels <= 256 ? 2 : 5) * Products::kRows;
+  const int64_t at_once = rows_at_once(tiles.count(), threads, most, Products::kRows);
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch scratch;
