@@ -34,6 +34,12 @@ MACHINE = [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0"), r"\(CUDA out of memory\)"),
     (MemoryError(), r"out of memory \(MemoryError\)"),
     (
+        RuntimeError("unable to mmap 6272 bytes from file <filename not specified>: Cannot allocate memory (12)"),
+        r"out of memory \(unable to mmap 6272 bytes .*--batch-size \(now 64;",
+    ),
+    (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), r"out of memory \(\[Errno 12\] Cannot allocate memory\)"),
+    (RuntimeError("std::bad_alloc"), r"out of memory \(std::bad_alloc\)"),
+    (
         RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nDefaultCPUAllocator: can't allocate memory"),
         r"a process that reads images ran out of memory: lower --workers \(now 4\)",
     ),
