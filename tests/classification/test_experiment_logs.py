@@ -71,6 +71,10 @@ def test_wandb_has_the_rows_and_the_options_without_a_network(data, tmp_path, mo
     assert list(folder.path.glob("wandb/offline-run-*/*.wandb"))
 
 
+def test_a_log_that_is_named_twice_is_kept_once():
+    assert TrainConfig(log=("wandb", "tensorboard", "wandb")).log == ("wandb", "tensorboard")
+
+
 def test_what_is_missing_or_unknown_is_named(data, tmp_path, monkeypatch, capsys):
     with pytest.raises(
         ValueError, match=r"log is 'wandbb'; it must be one of 'tensorboard', 'wandb' .did you mean wandb"
