@@ -30,6 +30,11 @@ def test_of_several_labels_those_that_are_there_weigh_as_much_as_those_that_are_
     torch.testing.assert_close(class_weights(images(6, 2, 0, multi_label=True)), torch.tensor([2 / 6, 6 / 2, 1.0]))
 
 
+def test_a_label_of_all_images_is_learned_as_one_of_none_is():
+    """Its factor by the rule is 0, and nothing would move its logit."""
+    torch.testing.assert_close(class_weights(images(6, 0, multi_label=True)), torch.tensor([1.0, 1.0]))
+
+
 def test_samples_show_each_class_as_often():
     sampler = BalancedSampler(images(900, 90, 10), seed=3)
     labels = images(900, 90, 10).targets()

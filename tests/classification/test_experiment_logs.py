@@ -45,7 +45,7 @@ def test_tensorboard_has_the_rows_of_a_run_that_was_interrupted(data, tmp_path, 
     assert [step for step, _ in events(folder, "step_loss")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_wandb_has_the_rows_and_the_options_without_a_network(data, tmp_path, monkeypatch):
+def test_wandb_has_the_rows_and_the_options_without_a_network(data, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = RunFolder(tmp_path / "run")
     seen = []
@@ -69,6 +69,11 @@ def test_wandb_has_the_rows_and_the_options_without_a_network(data, tmp_path, mo
 
     assert wandb.run is None  # so that the next run is another one there too
     assert list(folder.path.glob("wandb/offline-run-*/*.wandb"))
+    assert "wandb" not in capfd.readouterr().err
+
+
+def test_a_log_that_is_named_twice_is_kept_once():
+    assert TrainConfig(log=("wandb", "tensorboard", "wandb")).log == ("wandb", "tensorboard")
 
 
 def test_what_is_missing_or_unknown_is_named(data, tmp_path, monkeypatch, capsys):

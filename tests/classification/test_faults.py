@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -13,7 +14,9 @@ import torch
 from scalablevit.classification.checkpoint_files import read_checkpoint
 from scalablevit.classification.configuration import TrainConfig
 from scalablevit.classification.data import TrainingSet
+from scalablevit.classification.devices import Processes
 from scalablevit.classification.faults import TrainingFault, explain
+from scalablevit.classification.non_finite import gradient_norm
 from scalablevit.classification.run_folder import RunFolder
 from scalablevit.classification.training import train
 from tests.conftest import TINY
@@ -33,6 +36,12 @@ MACHINE = [
     ),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0"), r"\(CUDA out of memory\)"),
     (MemoryError(), r"out of memory \(MemoryError\)"),
+    (
+        RuntimeError("unable to mmap 6272 bytes from file <filename not specified>: Cannot allocate memory (12)"),
+        r"out of memory \(unable to mmap 6272 bytes .*--batch-size \(now 64;",
+    ),
+    (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), r"out of memory \(\[Errno 12\] Cannot allocate memory\)"),
+    (RuntimeError("std::bad_alloc"), r"out of memory \(std::bad_alloc\)"),
     (
         RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nDefaultCPUAllocator: can't allocate memory"),
         r"a process that reads images ran out of memory: lower --workers \(now 4\)",
@@ -111,6 +120,23 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_written_down(data, tmp_pat
     assert result.epochs == 2
     assert len(list(folder.non_finite.glob("*.json"))) == 2  # once in each epoch
     assert all(row.train_loss > 0 for row in folder.read_metrics())
+
+
+def test_a_norm_that_is_told_is_that_of_all_pieces_where_fsdp_leaves_a_process_some():
+    class WithAnother(Processes):
+        def mean(self, tensor):
+            return (tensor + 4.0**2) / 2
+
+    both = WithAnother(per_node=2)
+    for strategy, own, norm in (("fsdp", [3.0], 5.0), ("fsdp", [], 4.0), ("ddp", [3.0], 3.0)):
+        task = SimpleNamespace(
+            config=TrainConfig(strategy=strategy), processes=both, device=torch.device("cpu"), loss=None
+        )
+        parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in own]
+        for parameter, gradient in zip(parameters, own, strict=True):
+            parameter.grad = torch.tensor([gradient])
+        optimizer = SimpleNamespace(param_groups=[{"params": parameters}])
+        assert float(gradient_norm(optimizer, task)) == pytest.approx(norm)
 
 
 def test_steps_are_left_out_up_to_a_bound_and_resuming_counts_on(data, tmp_path, bad_images):

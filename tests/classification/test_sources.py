@@ -82,6 +82,14 @@ def test_a_csv_file_of_three_columns(tmp_path):
     assert find_evaluation_data(tmp_path / "set.csv", train.classes, split="test").labels == ((1,),)
 
 
+def test_parts_of_a_csv_file_have_the_names_that_folders_may_have(tmp_path):
+    (tmp_path / "set.csv").write_text(
+        "path,label,split\n1.png,a,Training\n2.png,b,train\n3.png,a,Validation\n4.png,b,dev\n"
+    )
+    train, val = training(tmp_path / "set.csv")
+    assert (len(train), len(val)) == (2, 2)
+
+
 def test_a_part_of_a_csv_file_without_parts_is_refused(tmp_path):
     (tmp_path / "set.csv").write_text("path,label\n1.png,a\n2.png,b\n")
     with pytest.raises(ValueError, match=r"set\.csv has no column split: add it, or leave --split out to use all"):
@@ -117,7 +125,8 @@ def test_what_is_written_is_read_again(tmp_path):
         ("path,label\n", "holds a header and no images"),
         ("path,label\nx.png,\n", r"line 2: x\.png has no label"),
         ("path,label\n,a\n", "line 2, has no path"),
-        ("path,label,split\nx.png,a,training\n", "split is 'training'; it must be one of train, val, test"),
+        ("path,label,split\nx.png,a,holdout\n", "split is 'holdout'; it must be one of train, val, test"),
+        ("path,label,label\nx.png,a,b\n", "has the column label twice: keep the one that is meant"),
         ("path,label\nx.png,a\nx.png,b\n", "twice: keep one of the lines"),
         ("path,label\nx.png,cat\ny.png,Cat\n", "'Cat' and 'cat', which differ only in case"),
         ("path,label,split\nx.png,a,train\ny.png,b,train\nz.png,c,val\n", "has the label 'c', a class that the model"),

@@ -24,11 +24,12 @@ def class_weights(images: LabelledImages) -> Tensor:
     """A factor for each class, so that all classes together weigh as much in the loss as if they were equal.
 
     Of images with one label it is n / (classes * images of the class), whose mean over the images is 1. With several
-    labels it is the factor of a label that is there: images without it / images with it. A class without images has 1.
+    labels it is the factor of a label that is there: images without it / images with it. A class without images has 1,
+    and so has a label of all images, which nothing would teach otherwise.
     """
     counts = torch.tensor(list(images.counts().values()), dtype=torch.float32)
     weights = (len(images) - counts) / counts if images.multi_label else len(images) / ((counts > 0).sum() * counts)
-    return torch.where(counts > 0, weights, 1.0)
+    return torch.where((counts > 0) & (weights > 0), weights, 1.0)
 
 
 class BalancedSampler(EpochSampler):

@@ -201,7 +201,7 @@ class TrainConfig:
         size, heads, windows = (_as_tuple(getattr(self, name)) for name in ("size", "heads", "window_size"))
         object.__setattr__(self, "size", size * 2 if size is not None and len(size) == 1 else size)
         object.__setattr__(self, "heads", heads)
-        object.__setattr__(self, "log", _as_tuple(self.log) or ())
+        object.__setattr__(self, "log", tuple(dict.fromkeys(_as_tuple(self.log) or ())))
         for log in self.log:
             check_choice("log", log, get_args(Log))
         object.__setattr__(self, "window_size", windows)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalablevit.classification.images import LabelledImages, check_classes, normal_name
+from scalablevit.classification.readers.image_set import SPLIT_NAMES
 
-SPLITS = ("train", "val", "test")
 SEPARATORS = ";|"  # between the labels of one image
 FORM = (
     "a CSV file of images has a header with the columns path, label (or labels, for any number separated by ; or |),"
@@ -121,6 +121,9 @@ def write_table(file: Path, parts: Iterable[tuple[str, LabelledImages]]) -> None
 
 
 def _label_column(columns: Sequence[str], file: Path) -> str:
+    twice = next((name for name in ("path", "label", "labels", "split") if columns.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{file} has the column {twice} twice: keep the one that is meant")
     found = [name for name in ("label", "labels") if name in columns]
     if len(found) == 2:
         raise ValueError(f"{file} has a column label and a column labels: keep the one that is meant")
@@ -143,9 +146,9 @@ def _row(record: dict[str, str | None], label_column: str, file: Path, line: int
         labels = tuple(dict.fromkeys(part.strip() for part in text.split(SEPARATORS[0]) if part.strip()))
     elif not text:
         raise ValueError(f"{file}, line {line}: {value('path')} has no label: give it one, or remove the line")
-    split = value("split").lower() or None
-    if "split" in record and split not in SPLITS:
-        raise ValueError(f"{file}, line {line}: split is {value('split')!r}; it must be one of {', '.join(SPLITS)}")
+    split = SPLIT_NAMES.get(value("split").lower())
+    if "split" in record and split is None:
+        raise ValueError(f"{file}, line {line}: split is {value('split')!r}; it must be one of train, val, test")
     return Row(path=file.parent / value("path"), labels=labels, split=split)
 
 

@@ -60,21 +60,24 @@ def _wandb(folder: RunFolder, first_step: int) -> Any:
 
     if not folder.wandb_id_file.is_file():
         folder.wandb_id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-    logger = WandbLogger(
-        name=folder.path.name,
-        save_dir=folder.path,
-        project=os.environ.get("WANDB_PROJECT", "scalablevit"),
-        id=folder.wandb_id_file.read_text(encoding="utf-8"),
-        settings=wandb.Settings(console="off", silent=True),
-    )
     try:
-        _ = logger.experiment  # connects
+        # Not by Lightning, which asks for anonymous logging, of which wandb warns since there is none any more.
+        run = wandb.init(
+            name=folder.path.name,
+            dir=folder.path,
+            project=os.environ.get("WANDB_PROJECT", "scalablevit"),
+            id=folder.wandb_id_file.read_text(encoding="utf-8"),
+            resume="allow",
+            settings=wandb.Settings(console="off", silent=True),
+        )
     except wandb.errors.Error as error:
         raise ValueError(
             f"wandb cannot log: {' '.join(str(error).split())}: run `wandb login`, set WANDB_MODE=offline, or leave it"
             " out of --log"
         ) from error
-    return logger
+    run.define_metric("trainer/global_step")  # where Lightning writes the step
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run)
 
 
 class MetricsLogging(pl.Callback):

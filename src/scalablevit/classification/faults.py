@@ -61,9 +61,11 @@ def how_to_go_on(folder: Path) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, an accelerator's or the machine's."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError)
-        and re.search("can't allocate memory|not enough memory|out of memory", str(error)) is not None
+    words = "can't allocate memory|Cannot allocate memory|not enough memory|out of memory|std::bad_alloc"
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or (isinstance(error, RuntimeError) and re.search(words, str(error)) is not None)
     )
 
 

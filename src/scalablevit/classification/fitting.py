@@ -28,7 +28,7 @@ from scalablevit.classification.task import ClassificationTask
 # Advice that does not fit, as regular expressions of how it starts: images in memory want no workers, a small set has
 # fewer steps than Lightning's interval of logging, which is not used, the order of images goes on where it was without
 # Lightning's help, all processes have the scores of all images, gradients of convolutions lie in two orders in memory,
-# and a deprecation in Lightning's own code.
+# a deprecation in Lightning's own code, and that of a single process fsdp leaves everything whole.
 _UNFIT_ADVICE = (
     r"The '\w+_dataloader' does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
@@ -36,6 +36,8 @@ _UNFIT_ADVICE = (
     "Grad strides do not match bucket view strides",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"It is recommended to use `self.log\(.*sync_dist=True",
+    "FSDP is switching to use `NO_SHARD` instead of ShardingStrategy.FULL_SHARD since the world size is 1",
+    "When using ``NO_SHARD`` for ``ShardingStrategy``",
 )
 
 

@@ -44,23 +44,22 @@ class NonFiniteGuard(pl.Callback):
         Raises:
             TrainingFault: If the run ends.
         """
-        gradients = [] if trainer.precision == "16-mixed" else _gradients(optimizer)  # there the scaler expects some
-        values = [] if pl_module.loss is None else [pl_module.loss]
-        if gradients:
-            values.append(torch.nn.utils.get_total_norm(gradients))
+        # With 16-mixed the scaler expects some gradients that are not.
+        norm = None if trainer.precision == "16-mixed" else gradient_norm(optimizer, pl_module)
+        values = [value for value in (pl_module.loss, norm) if value is not None]
         is_bad = not all(bool(torch.isfinite(value)) for value in values)
         if not pl_module.processes.largest(is_bad, pl_module.device):
             return
         config = pl_module.config
         is_last = config.non_finite == "stop" or self.skipped >= config.max_non_finite
-        facts = self._describe(trainer, pl_module, values)
+        facts = self._describe(trainer, pl_module, norm)
         self._write(trainer, facts, with_state=is_last)
         if is_last:
             raise TrainingFault(self._message(pl_module, facts))
         self.skipped += 1
         optimizer.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient
 
-    def _describe(self, trainer: Any, task: ClassificationTask, values: list[Tensor]) -> dict[str, Any]:
+    def _describe(self, trainer: Any, task: ClassificationTask, norm: Tensor | None) -> dict[str, Any]:
         batches = trainer.train_dataloader.batch_sampler
         batch, size = trainer.fit_loop.batch_idx, batches.batch_size
         first = batch // task.config.accumulate * task.config.accumulate
@@ -71,7 +70,7 @@ class NonFiniteGuard(pl.Callback):
             "epoch": trainer.current_epoch + 1,
             "batch": batch + 1,
             "loss": None if task.loss is None else str(float(task.loss)),
-            "gradient_norm": str(float(values[-1])) if len(values) > (task.loss is not None) else None,
+            "gradient_norm": None if norm is None else str(float(norm)),
             "learning_rate": optimizer_rate(trainer),
             "indices": indices,
             "images": [str(paths[index]) for index in indices],
@@ -103,9 +102,15 @@ class NonFiniteGuard(pl.Callback):
         return f"{message}; to leave such steps out: {how_to_go_on(self.folder.path)} --non-finite skip"
 
 
-def _gradients(optimizer: Any) -> list[Tensor]:
+def gradient_norm(optimizer: Any, task: ClassificationTask) -> Tensor | None:
+    """The norm of all gradients, of all processes' pieces where fsdp has cut them; None if there are none."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if task.config.strategy != "fsdp":
+        return torch.nn.utils.get_total_norm(gradients) if gradients else None
+    # All take part, those too that have no piece; in float64, in which no square of a float32 is infinite.
+    square = torch.nn.utils.get_total_norm(gradients).to(task.device, torch.float64) ** 2
+    return (task.processes.mean(square) * task.processes.count).sqrt()
 
 
 def optimizer_rate(trainer: Any) -> float:

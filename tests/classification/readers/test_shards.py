@@ -118,3 +118,45 @@ def test_what_is_wrong_with_shards_is_said(tmp_path):
     (tmp_path / "b" / "info.json").write_text("{}")
     with pytest.raises(ValueError, match="does not name the shards of each split"):
         images(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "message"),
+    [
+        ("json", b"{no json", r"the sample 1: its \.json is none \(Expecting property name .*\): mend or remove it"),
+        ("json", b"[7]", r"the sample 1: its \.json has no fields: mend or remove it"),
+        ("json", b"\xff{}", r"the sample 1: its \.json is not in UTF-8"),
+        ("json", b'{"kind": null}', r"the sample 1 has an empty label: give it one, or remove it"),
+        ("cls", "caf\xe9".encode("latin-1"), r"the sample 1: its \.cls is not in UTF-8 \(unexpected end of data\)"),
+        ("cls", b" \n", r"train-0\.tar: the sample 1 has an empty label: give it one, or remove it"),
+    ],
+)
+def test_a_label_that_is_none_is_named_with_its_sample(tmp_path, ending, content, message):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for name, data in (("1.png", b"x"), (f"1.{ending}", content)):
+            (tmp_path / name).write_bytes(data)
+            archive.add(tmp_path / name, name)
+    with pytest.raises(ValueError, match=message):
+        open_set(f"wds/{tmp_path}", target_key="kind" if ending == "json" else None).images("train")
+
+
+@pytest.mark.parametrize("name", ["train-{000000..000002}.tar", "train-000000.tar", "*.tar"])
+def test_shards_named_one_by_one_are_met_with_their_folder(tmp_path, name):
+    sets.write_shards(tmp_path)
+    with pytest.raises(ValueError, match=f"names shards: give their folder, wds/{tmp_path}, of which all are read"):
+        open_set(f"wds/{tmp_path}/{name}")
+
+
+def test_shards_that_are_missing_in_a_row_are_told_of(tmp_path, caplog):
+    shards = sets.write_shards(tmp_path, per_shard=5)
+    assert len(shards) == 6
+    assert len(open_set(f"wds/{tmp_path}").images("train")) == 30
+    assert not caplog.records
+    for index in (1, 3, 4):
+        shards[index].unlink()
+    assert len(open_set(f"wds/{tmp_path}").images("train")) == 15
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{tmp_path}: 3 shards are missing in the row from train-000000.tar to train-000005.tar, train-000001.tar the"
+        " first of them: fetch them, if they are part of the set"
+    )

@@ -28,6 +28,13 @@ def test_the_folder_may_hold_the_files_themselves(tmp_path):
     assert open_set(f"torch/mnist:{tmp_path}").images("test").targets().tolist() == sets.labels("test")
 
 
+@pytest.mark.parametrize("name", ["FashionMNIST", "FASHION_MNIST", "fashion-mnist"])
+def test_torchvisions_own_names_and_other_spellings_mean_the_same(tmp_path, name):
+    sets.write_idx(tmp_path)
+    images = open_set(f"torch/{name}:{tmp_path}").images("test")
+    assert images.classes == open_set(f"torch/fashion_mnist:{tmp_path}").images("test").classes
+
+
 def test_colour_comes_out_as_it_went_in():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
     for index in range(3):

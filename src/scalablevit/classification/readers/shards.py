@@ -8,6 +8,7 @@ machines read, and a run goes on where it stopped.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tarfile
 from collections import defaultdict
@@ -28,6 +29,8 @@ from scalablevit.classification.readers.image_set import (
     stored_images,
 )
 from scalablevit.classification.readers.notation import REMOTE, SetName
+
+logger = logging.getLogger(__name__)
 
 INFO_FILES = ("_info.json", "info.json")  # timm's
 
@@ -92,11 +95,15 @@ def open_shards(name: SetName, target_key: str | None) -> ImageSet:
         raise ValueError(
             f"{name} is not on a disk: shards are read by position, so copy or mount them, and name a folder"
         )
+    if folder.suffix == ".tar" and not folder.is_dir() and folder.parent.is_dir():
+        raise ValueError(f"{name} names shards: give their folder, wds/{folder.parent}, of which all are read")
     if name.folder is not None or not folder.is_dir():
         raise ValueError(f"{name} names no folder: give wds/FOLDER, a folder with shards (*.tar)")
     splits = _splits(folder)
     if not splits:
         raise ValueError(f"{folder} holds no shards (*.tar): give the folder that does")
+    if not any((folder / info).is_file() for info in INFO_FILES):
+        _tell_of_gaps(splits)
     return ImageSet(
         name=str(name),
         splits={split: partial(_read_part, folder, split, shards, target_key) for split, shards in splits.items()},
@@ -137,12 +144,24 @@ def _key_and_ending(name: str) -> tuple[str, str]:
 
 
 def _label(content: bytes, path: Path, key: str, target_key: str | None) -> str:
-    if target_key is None:
-        return normal_name(content.decode("utf-8"))
-    fields = json.loads(content)
-    if target_key not in fields:
-        raise ValueError(f"{path}: the sample {key} has no field {target_key!r}, but {', '.join(fields)}")
-    return normal_name(str(fields[target_key]))
+    sample = f"{path}: the sample {key}"
+    try:
+        text = content.decode("utf-8")
+        fields = {} if target_key is None else json.loads(text)
+    except UnicodeDecodeError as error:
+        ending = "cls" if target_key is None else "json"
+        raise ValueError(f"{sample}: its .{ending} is not in UTF-8 ({error.reason}): mend or remove it") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{sample}: its .json is none ({error}): mend or remove it") from error
+    if target_key is not None:
+        if not isinstance(fields, dict):
+            raise ValueError(f"{sample}: its .json has no fields: mend or remove it")
+        if target_key not in fields:
+            raise ValueError(f"{sample} has no field {target_key!r}, but {', '.join(fields)}")
+        text = "" if fields[target_key] is None else str(fields[target_key])
+    if not text.strip():
+        raise ValueError(f"{sample} has an empty label: give it one, or remove it")
+    return normal_name(text)
 
 
 def _read_part(folder: Path, split: str, shards: Sequence[Path], target_key: str | None) -> LabelledImages:
@@ -172,6 +191,32 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
             shard
         )
     return found
+
+
+def _tell_of_gaps(splits: Mapping[str, Sequence[Path]]) -> None:
+    """Warns of shards that are missing in a row of numbers, as where a download was not finished.
+
+    Where more are missing than there are, the numbers are taken for something else, such as dates.
+    """
+    rows: dict[tuple[Path, str, int], dict[int, Path]] = defaultdict(dict)
+    for shard in (shard for shards in splits.values() for shard in shards):
+        digits = re.search(r"\d*$", shard.stem)
+        if digits and digits[0]:
+            rows[shard.parent, shard.stem[: digits.start()], len(digits[0])][int(digits[0])] = shard
+    for (parent, prefix, width), found in rows.items():
+        row = range(min(found), max(found) + 1)
+        missing = len(row) - len(found)
+        if 0 < missing <= len(found):
+            first = next(number for number in row if number not in found)
+            logger.warning(
+                "%s: %s missing in the row from %s to %s, %s the first of them: fetch them, if they are part of the"
+                " set",
+                parent,
+                "1 shard is" if missing == 1 else f"{missing} shards are",
+                found[row[0]].name,
+                found[row[-1]].name,
+                f"{prefix}{first:0{width}}.tar",
+            )
 
 
 def _splits_of_info(folder: Path, file: Path) -> dict[str, list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def open_torchvision_set(name: SetName) -> ImageSet:
     Raises:
         ValueError: If torchvision has no such set, or it does not lie in the folder.
     """
-    folder = _checked(name)
+    name, folder = _checked(name)
     if name.name in ("mnist", "fashion_mnist", "kmnist") and is_idx_folder(folder):
         return open_idx_folder(folder, str(name))
     splits = {split: partial(_read_part, name, folder, split) for split in ("train", "test")}
@@ -44,22 +45,26 @@ def download_torchvision_set(name: SetName) -> None:
     Raises:
         ValueError: If torchvision has no such set, or it cannot be fetched.
     """
-    folder = _checked(name)
+    name, folder = _checked(name)
     try:
         _class_of(name)(folder, download=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{name} cannot be fetched ({error}): put its files into {folder}") from error
 
 
-def _checked(name: SetName) -> Path:
-    if name.name in FOLDERS:
+def _checked(name: SetName) -> tuple[SetName, Path]:
+    """The set under timm's name for it, in whatever spelling it was given, and where it lies."""
+    spellings = {known.replace("_", ""): known for known in CLASSES}
+    plain = name.name.lower().replace("_", "").replace("-", "")
+    name = replace(name, name=spellings.get(plain, name.name))
+    if name.name.lower() in FOLDERS:
         raise ValueError(f"{name} is a folder of images once it is unpacked: give that folder, train/ and val/ in it")
     if name.name not in CLASSES:
         hint = nearest_name(name.name, CLASSES)
         raise ValueError(f"{name}: there is no such set{hint}; there are {', '.join(CLASSES)}")
     if name.folder is None:
         raise ValueError(f"{name} does not say where the set lies: give torch/{name.name}:FOLDER")
-    return name.folder
+    return name, name.folder
 
 
 def _class_of(name: SetName) -> Any:
