@@ -40,7 +40,12 @@ def test_broken_forms_are_answered_and_leave_standard_error_empty(folder):  # no
     command = [sys.executable, "-m", "scalablevit", "serve", str(folder), "--port", "0", "--no-page", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         port = int(re.findall(r"127\.0\.0\.1:(\d+)/", server.stdout.readline())[0])
-        for content in (b"", b"no boundary", b"--a\r\nContent-Disposition\xff: form-data\r\n\r\nx\r\n", b"--a--\r\n\r\nmore"):
+        for content in (
+            b"",
+            b"no boundary",
+            b"--a\r\nContent-Disposition\xff: form-data\r\n\r\nx\r\n",
+            b"--a--\r\n\r\nmore",
+        ):
             answer = httpx.post(
                 f"http://127.0.0.1:{port}/predict",
                 content=content,
