@@ -181,6 +181,28 @@ def test_refuses_what_is_not_there(tmp_path):
     assert refusal(tmp_path / "link.png", FileNotFoundError) == broken
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_refuses_what_would_be_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(refusal(tmp_path / "pipe.png")), daemon=True)
+    waiting.start()
+    waiting.join(60)  # a reader that waits for a writer would do so for ever
+    assert found == ["is a pipe, and no file: give the path of an image file, or remove it"]
+    (tmp_path / "device.png").symlink_to(os.devnull)
+    assert refusal(tmp_path / "device.png").startswith("is a device, and no file: ")
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="there are no pipes without names")
+def test_reads_a_pipe_of_the_shells(tmp_path):
+    random_image(8, 8).save(tmp_path / "image.png")
+    reader, writer = os.pipe()  # as in `scalablevit predict RUN <(command)`
+    os.write(writer, (tmp_path / "image.png").read_bytes())
+    os.close(writer)
+    assert read_image(f"/dev/fd/{reader}", 3).size == (8, 8)
+    os.close(reader)
+
+
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read every file")
 def test_refuses_a_file_that_may_not_be_read(tmp_path):
     random_image(8, 8).save(tmp_path / "private.png")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
 import struct
 import threading
 import warnings
@@ -191,6 +193,10 @@ class TooManyPixelsError(ValueError):
     """An image of more pixels than Pillow takes."""
 
 
+class _NoFileError(OSError):
+    """Something under a file's name that is none: opened, it may wait for ever."""
+
+
 class _UnknownScaleError(ValueError):
     """An image whose numbers can be read, but not understood."""
 
@@ -248,7 +254,26 @@ def as_place(path: str | ImagePlace) -> ImagePlace:
 
 
 def _stream(path: str | ImagePlace | bytes) -> IO[bytes]:
-    return io.BytesIO(path) if isinstance(path, bytes) else as_place(path).open("rb")
+    if isinstance(path, bytes):
+        return io.BytesIO(path)
+    place = as_place(path)
+    if isinstance(place, Path):
+        _check_opens(place)
+    return place.open("rb")
+
+
+def _check_opens(path: Path) -> None:
+    """Raises an error for what would be waited for: a pipe that nobody may ever write into, a device, a socket."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # opening it will say the same
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return
+    if stat.S_ISFIFO(mode) and not os.path.exists(os.path.realpath(path)):  # noqa: PTH110  # of what is no path
+        return  # it has no name of its own: a shell has made it, which writes into it, as in `<(...)`
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    raise _NoFileError(f"is {kind}, and no file: give the path of an image file, or remove it")
 
 
 def _complaint_of_content(content: bytes, error: Exception) -> str:
@@ -266,7 +291,7 @@ def _complaint_of_content(content: bytes, error: Exception) -> str:
 def _complaint(path: ImagePlace, error: Exception) -> str:
     """What is wrong with a file, and the way out, in one line."""
     reason = " ".join(str(error).split()).rstrip(".")
-    if isinstance(error, _UnknownScaleError):
+    if isinstance(error, (_NoFileError, _UnknownScaleError)):
         return reason
     if isinstance(error, FileNotFoundError):
         if isinstance(path, Path) and path.is_symlink():

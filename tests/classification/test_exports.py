@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from scalablevit import export, extras
+from scalablevit import Predictor, export, extras, save_model, scalablevit_nano
 from scalablevit.classification import exports
 from scalablevit.classification.evaluation import evaluate
 from scalablevit.classification.exports import Accuracy
@@ -57,6 +57,22 @@ def test_calibration_images_are_of_train_and_evenly_taken(data, tmp_path):
     assert len(exports._calibration_files(data, 1000)) == 48
     with pytest.raises(ValueError, match="holds no images to calibrate with"):
         exports._calibration_files(tmp_path, 6)
+
+
+def test_a_calibration_image_that_cannot_be_read_is_named_before_the_work(run, data, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "x.png").write_text("no image")
+    monkeypatch.setattr(exports, "write_export", None)
+    with pytest.raises(ValueError, match=r"x\.png is not an image"):
+        export(run.run, tmp_path / "m.onnx", int8=True, calibrate=tmp_path / "images", data=data)
+
+
+def test_a_network_without_a_classifier_is_refused(tmp_path):
+    save_model(scalablevit_nano(0), tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model holds a network without a classifier, which gives no logits"):
+        export(tmp_path / "model", tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=r"model holds a network without a classifier, which names no classes"):
+        Predictor(tmp_path / "model")
 
 
 @pytest.mark.parametrize("after", [84.4, float("nan")])

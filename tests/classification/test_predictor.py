@@ -27,6 +27,27 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a"], ["x.png", "b/x.png"]),
+        (["a", "c"], ["a/x.png", "a/b/x.png", "c/x.png"]),
+        (["a/b"], ["x.png"]),
+        (["a/b/x.png"], ["x.png"]),
+        (["a/x.png", "c/x.png"], ["a/x.png", "c/x.png"]),
+        (["*/x.png"], ["a/x.png", "c/x.png"]),
+        (["a/../c", "a/b/x.png"], ["c/x.png", "a/b/x.png"]),
+    ],
+)
+def test_files_are_named_below_the_folder_that_was_given(paths, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/b/x.png", "a/x.png", "c/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for given in (paths, [str(tmp_path / path) for path in paths]):
+        assert image_inputs.names_below(image_inputs.find_files(given), given) == names
+
+
 @pytest.fixture(scope="module")
 def predictor(folder):
     return Predictor(folder, device="cpu", batch_size=4, top=4)

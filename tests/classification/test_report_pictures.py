@@ -1,5 +1,7 @@
 """What the report's pictures are made of."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,10 +12,70 @@ from scalablevit.classification.report.sheets import captions
 from scalablevit.classification.report.theme import DARK, LIGHT, drawable, readable_on, shorten
 from scalablevit.classification.report.thumbnails import SIDE, fill_square, read_thumbnail
 
+CHARACTERS = "猫犬ねこ고양이"
 
-def test_what_no_font_has_is_replaced(monkeypatch):
-    monkeypatch.setattr(theme, "_characters", lambda: frozenset(map(ord, "abc$")))
+
+@pytest.fixture
+def machine_fonts(monkeypatch):
+    """Matplotlib's own font, and a list to put names and files of the machine's into."""
+    others = []
+    monkeypatch.setattr(theme, "_FALLBACK_FONTS", ())
+    monkeypatch.setattr(theme, "_machine_fonts", lambda: iter(others))
+    fonts = theme.Fonts()
+    monkeypatch.setattr(theme, "_fonts", lambda: fonts)
+    known = list(theme.font_manager.fontManager.ttflist)
+    yield others
+    theme.font_manager.fontManager.ttflist[:] = known
+    theme.font_manager.fontManager._findfont_cached.cache_clear()
+
+
+def make_font(file, name, characters):
+    """A font in which each of the characters is a black square."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for point in ((0, 1000), (1000, 1000), (1000, 0)):
+        pen.lineTo(point)
+    pen.closePath()
+    builder = FontBuilder(1000)
+    names = [".notdef", *(f"uni{ord(character):04X}" for character in characters)]
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(character): name for character, name in zip(characters, names[1:], strict=True)})
+    builder.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=1000, descent=0)
+    builder.setupNameTable({"familyName": name, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(file)
+    theme.font_manager.fontManager.addfont(file)
+    return name, str(file)
+
+
+def test_what_no_font_has_is_replaced_and_said_once(machine_fonts, caplog):
     assert drawable("a$b\nc猫") == "a$b\N{REPLACEMENT CHARACTER}c\N{REPLACEMENT CHARACTER}"
+    assert drawable("猫犬") == 2 * "\N{REPLACEMENT CHARACTER}"
+    (record,) = caplog.records
+    assert record.getMessage().startswith("No font of this machine has 猫, so that pictures show")
+
+
+def test_a_font_of_the_machine_is_found_for_other_scripts(machine_fonts, tmp_path, caplog):
+    (tmp_path / "damaged.ttf").write_text("no font")
+    machine_fonts += [
+        ("Damaged Sans", str(tmp_path / "damaged.ttf")),
+        make_font(tmp_path / "boxes.ttf", "LastResort", CHARACTERS),
+        make_font(tmp_path / "planted.ttf", "Planted Sans", CHARACTERS),
+        make_font(tmp_path / "other.ttf", "Other Sans", CHARACTERS),
+    ]
+    with theme.canvas(LIGHT, 2, 1) as figure:
+        figure.text(0.1, 0.4, drawable(CHARACTERS))
+        drawn = np.asarray(Image.open(io.BytesIO(theme.to_png(figure))).convert("L"))
+    assert not caplog.records
+    assert theme._fonts().families == ["DejaVu Sans", "Planted Sans"]
+    columns = np.flatnonzero((drawn < 60).any(0))
+    assert len(columns) == pytest.approx(len(CHARACTERS) * 11.5 / 72 * theme.DPI, rel=0.05)  # squares side by side
 
 
 def test_long_names_keep_both_ends():

@@ -204,6 +204,19 @@ def test_a_picture_a_page_and_no_overwriting(folder, capsys):
     assert not list(folder.glob(".*partial"))
 
 
+def test_equal_names_in_several_folders_are_told_apart(folder, photo):
+    page = folder / "page.html"
+    (folder / "photos" / "more").mkdir()
+    photo.save(folder / "photos" / "more" / "one.png")
+    explanations = explain(folder / "model", folder / "photos", page)
+    names = ["one.png", "two.png", "more/one.png"]
+    headings = [f"{name}: {each.answer}" for name, each in zip(names, explanations, strict=True)]
+    assert [each.heading for each in explanations] == headings
+    for name in names:
+        assert f">{name}: " in page.read_text()
+    assert str(folder) not in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,11 +1,16 @@
 """Exports as files: what they say of themselves, that they give what the model gives, and what is refused."""
 
 import copy
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,7 +57,8 @@ def test_what_an_export_says_is_found_without_this_package(exports):
     assert said["scalablevit_version"] == __version__
     assert "divided by its std" in said["input"]
     with zipfile.ZipFile(exports["pt2"].path) as archive:
-        assert json.loads(archive.read("model/extra/scalablevit.json")) == {**said, "smallest_side": "9"}
+        (name,) = (name for name in archive.namelist() if name.endswith("/extra/scalablevit.json"))
+        assert json.loads(archive.read(name)) == {**said, "smallest_side": "9"}
     model = openvino.Core().read_model(exports["openvino"].path)
     assert {name: str(model.get_rt_info(["scalablevit", name]).value) for name in said} == said
 
@@ -100,6 +106,10 @@ def test_threads_and_devices_are_the_runtimes(exports):
         assert open_export(exports[kind].path, threads=1)(images).shape == (1, 5)
         with pytest.raises(ValueError, match=r"device is 'tpu'"):
             open_export(exports[kind].path, device="tpu")
+    with pytest.raises(ValueError, match=r"device is 'tpu', on which PyTorch does not compute here: "):
+        open_export(exports["pt2"].path, device="tpu")
+    with pytest.raises(ValueError, match=r"device is 'cuda:99', on which PyTorch does not compute here: "):
+        open_export(exports["pt2"].path, device="cuda:99")
     with pytest.raises(ValueError, match=r"torch\.set_num_threads"):
         open_export(exports["pt2"].path, threads=1)
 
@@ -117,6 +127,80 @@ def test_an_export_that_differs_is_not_handed_over(exports, tmp_path, monkeypatc
         write_export(other, out, overwrite=True)
     assert out.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda images: 1 / 0, r"for 1 images of 40 x 33 pixels it fails \(division by zero\): try another --to"),
+        (lambda images: torch.zeros(1, 1), r"gives logits of shape \(1, 1\) rather than \(1, 5\): try another --to"),
+    ],
+)
+def test_an_export_that_does_not_run_is_not_handed_over(answer, message, exports, model, tmp_path, monkeypatch):
+    copied = replace(writing.KINDS["onnx"], write=lambda model, path, _: shutil.copy(exports["onnx"].path, path))
+    monkeypatch.setitem(writing.KINDS, "onnx", copied)
+    monkeypatch.setattr("scalablevit.exporting.opening.OpenedExport.__call__", lambda _, images: answer(images))
+    with pytest.raises(ValueError, match=rf"model.onnx was not written: .*{message}"):
+        write_export(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_weight_is_found(exports, model, tmp_path, monkeypatch):
+    import onnx
+
+    def write(model, path, metadata):
+        graph = onnx.load(exports["onnx"].path)
+        weight = max(graph.graph.initializer, key=lambda each: len(each.raw_data))
+        values = np.frombuffer(weight.raw_data, np.float32).copy()
+        values[len(values) // 2] += 0.5
+        weight.raw_data = values.tobytes()
+        onnx.save(graph, path)
+
+    monkeypatch.setitem(writing.KINDS, "onnx", replace(writing.KINDS["onnx"], write=write))
+    with pytest.raises(ValueError, match=r"model.onnx was not written: .* its logits differ from the model's"):
+        write_export(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(model, tmp_path, monkeypatch):
+    def write(model, path, metadata):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(writing.KINDS, "onnx", replace(writing.KINDS["onnx"], write=write))
+    with pytest.raises(OSError, match=r"model.onnx was not written \(No space left on device\): make room"):
+        write_export(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no limits of a process")
+def test_a_full_disk_does_not_end_the_process(tmp_path):
+    code = (
+        "import pathlib, resource, sys, torch\n"
+        "from scalablevit.exporting.program import save_program\n"
+        "program = torch.export.export(torch.nn.Linear(64, 64), (torch.zeros(2, 64),))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "try:\n    save_program(program, pathlib.Path(sys.argv[1]), {})\n"
+        "except OSError as error:\n    print('refused', error.errno)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "m.pt2")], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout.split()[:1]) == (0, ["refused"]), ran.stderr
+
+
+def test_a_folder_that_may_not_be_written_into_is_told_before_the_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # which root always may
+    with pytest.raises(ValueError, match=r"model.onnx: you may not write into .*: name another folder"):
+        write_export(model, tmp_path / "model.onnx")
+    monkeypatch.undo()
+
+    def refuse(**_):
+        raise OSError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(writing.tempfile, "TemporaryDirectory", refuse)  # as /proc does
+    with pytest.raises(OSError, match=r"model.onnx was not written: nothing can be written into .* \(No such file"):
+        write_export(model, tmp_path / "model.onnx")
 
 
 def test_nothing_is_overwritten_unasked(exports, model, tmp_path, monkeypatch):
@@ -184,6 +268,18 @@ def test_a_missing_package_is_named_before_any_work(model, tmp_path, monkeypatch
         open_export(tmp_path / "model.onnx")
 
 
+def test_a_missing_compiler_is_named_before_any_work(model, tmp_path, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def find():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", find)
+    with pytest.raises(ValueError, match=r"AOTInductor needs a C\+\+ compiler, .* install g\+\+, name one in .* CXX"):
+        write_export(model, tmp_path / "model.pt2", "aoti")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
 def test_what_is_no_export_of_ours(suffix, tmp_path):
     path = tmp_path / f"model{suffix}"
@@ -193,6 +289,19 @@ def test_what_is_no_export_of_ours(suffix, tmp_path):
     path.with_suffix(".bin").write_text("")
     with pytest.raises(ValueError, match=f"model{suffix} is not an"):
         open_export(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("models/model.json", "does not load here"), ("extra/scalablevit.json", r"is damaged \(.*\): get it again")],
+)
+def test_a_damaged_program_is_named(part, message, exports, tmp_path):
+    damaged = tmp_path / "damaged.pt2"
+    with zipfile.ZipFile(exports["pt2"].path) as before, zipfile.ZipFile(damaged, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, b'{"a": \x00}' if name.endswith(part) else before.read(name))
+    with pytest.raises(ValueError, match=rf"damaged\.pt2 {message}"):
+        open_export(damaged)
 
 
 def test_a_file_that_says_nothing_of_itself_is_refused(exports, tmp_path):

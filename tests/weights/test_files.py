@@ -150,8 +150,23 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, suffix, kept):
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
 
-    with pytest.raises(ValueError, match=rf"{file.name} is damaged, or no .*: get it again"):
+    problem = "is damaged, or no" if kept else r"is empty \(0 bytes\), and no"
+    with pytest.raises(ValueError, match=rf"{file.name} {problem} .*: get it again"):
         read_weights(file)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin", ".safetensors"])
+def test_text_in_the_place_of_weights_is_called_so(tmp_path, suffix):
+    kind = "a safetensors file" if suffix == ".safetensors" else "a checkpoint of torch.save"
+    for content, shown in (
+        ("hello", "'hello'"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", r"'version https://git-lfs\.github\.com/spec/'"),
+        ("\n<!DOCTYPE html>\n" + 99 * "é", "'<!DOCTYPE html>'"),
+    ):
+        file = tmp_path / f"weights{suffix}"
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"is text, and not {kind}: it begins with {shown}: get it again"):
+            read_weights(file)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

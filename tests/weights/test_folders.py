@@ -285,7 +285,19 @@ def test_folders_without_a_model_are_named(tmp_path):
             load_model(tmp_path)
     with pytest.raises(ValueError, match=r"config\.json is a file, not a folder"):
         read_config(file)
+    for name, instead in (
+        ("weights.pth", "save_model .*; `scalablevit convert` makes such a folder of weights"),
+        ("model.onnx", "it is an export, which holds a program and no network; give the folder .*of which it was made"),
+        ("photo.png", "give the folder that save_model"),
+    ):
+        other = tmp_path / "files" / name
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("hello")
+        with pytest.raises(ValueError, match=rf"{name} is a file, not a folder: .*{instead}"):
+            read_config(other)
     save_model(build(), tmp_path)
+    with pytest.raises(ValueError, match="safetensors is a file, not a folder: give the folder with all of the model"):
+        read_config(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors does not exist"):
         load_model(tmp_path)

@@ -121,13 +121,19 @@ def export(
     preprocessing = Preprocessing.from_pretrained_cfg(config["pretrained_cfg"])
     labelled = None if data is None else _find_data(run, config, data, split)
     files = [] if calibrate is None else _calibration_files(calibrate, calibration_images)
+    pixels = [preprocessing.load(file) for file in files]  # before the work, since one of them may be no image
     model = load_model(run, dtype=torch.float32)
+    if model.num_classes == 0:
+        raise ValueError(
+            f"{run} holds a network without a classifier, which gives no logits: give it one (num_classes), or write it"
+            " with scalablevit.exporting.export_onnx or export_program"
+        )
     accuracy: Accuracy | None = None
 
     def finish(path: Path, description: Description) -> Description:
         nonlocal accuracy
         if int8:
-            quantise(path, [preprocessing.normalise(preprocessing.load(file)[None]).numpy() for file in files])
+            quantise(path, [preprocessing.normalise(each[None]).numpy() for each in pixels])
             description = replace(description, weights="int8")
             rewrite_metadata(path, description)
         if labelled is not None:

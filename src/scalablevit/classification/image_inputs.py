@@ -45,6 +45,27 @@ def count_files(paths: Sequence[str | Path]) -> int:
     return sum(1 for path in paths for _ in files_of(path))
 
 
+def names_below(files: Sequence[Path], paths: Sequence[str | Path]) -> list[str]:
+    """The names of files below the folder that they were given as, so that equal names in it can be told apart.
+
+    Args:
+        files: What `find_files` found.
+        paths: What it was given. Of several, and of patterns, the folder is the one that all are in.
+    """
+    folders = {path if _is_folder(path) else Path(path).parent for path in paths if not _is_found_by_pattern(path)}
+    if any(map(_is_found_by_pattern, paths)):
+        folders |= {file.parent for file in files}
+    try:
+        common = os.path.commonpath([os.path.abspath(folder) for folder in folders])  # noqa: PTH100  # `..` is no name
+        return [Path(os.path.relpath(file, common)).as_posix() for file in files]
+    except ValueError:  # on several drives
+        return [str(file) for file in files]
+
+
+def _is_found_by_pattern(path: str | Path) -> bool:
+    return is_pattern(path) and not _is_there(path)
+
+
 def other_images(paths: Sequence[str | Path]) -> list[Path]:
     """The files in folders that are images by their endings, but of kinds that are not looked for there."""
     return [file for path in paths if _is_folder(path) for file in other_images_below(Path(path))]

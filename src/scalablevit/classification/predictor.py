@@ -248,6 +248,8 @@ def _open_folder(run: str | Path, device: str | None) -> _Network:
     config = read_config(run)
     where = choose_device(device)
     model = load_model(run, where)
+    if model.num_classes == 0:
+        raise ValueError(f"{run} holds a network without a classifier, which names no classes: give it one")
     return _Network(
         model,
         where,

@@ -10,7 +10,7 @@ from typing import Literal
 from PIL import Image
 
 from scalablevit.classification.evaluation import choose_device
-from scalablevit.classification.image_inputs import find_files
+from scalablevit.classification.image_inputs import find_files, names_below
 from scalablevit.classification.prediction import FailedPrediction
 from scalablevit.explanation.evidence import METHODS, Method, find_evidence
 from scalablevit.explanation.explanation import Explanation
@@ -168,18 +168,20 @@ def explain_each(
     """
     require_extra("explain", "captum", "matplotlib")
     question = question or Question()
-    files = find_files([images] if isinstance(images, (str, Path)) else images)
+    given = [images] if isinstance(images, (str, Path)) else images
+    files = find_files(given)
+    names = names_below(files, given)
     if out is not None:
         check_out(Path(out), len(files), overwrite=overwrite)
     subject = Subject.load(run, device)
     check_question(subject, question)
-    for path in files:
+    for path, name in zip(files, names, strict=True):
         try:
             image = read_image(path, subject.preprocessing.channels)
         except (ValueError, OSError) as error:
             yield FailedPrediction(path=path, reason=str(error))
         else:
-            yield explain_image(subject, image, question, path=path)
+            yield explain_image(subject, image, question, path=path, name=name)
 
 
 def check_question(subject: Subject, question: Question) -> None:
@@ -192,7 +194,12 @@ def check_question(subject: Subject, question: Question) -> None:
 
 
 def explain_image(
-    subject: Subject, image: Image.Image, question: Question | None = None, *, path: Path | None = None
+    subject: Subject,
+    image: Image.Image,
+    question: Question | None = None,
+    *,
+    path: Path | None = None,
+    name: str | None = None,
 ) -> Explanation:
     """What a network looks at in one image.
 
@@ -201,6 +208,7 @@ def explain_image(
         image: The image, in any mode.
         question: What is asked.
         path: The image's file, for the picture's heading.
+        name: What it is called there; None: by the name of its file.
     """
     from scalablevit.explanation.view import view_of
 
@@ -220,6 +228,7 @@ def explain_image(
     window_stage = choose_window_stage(model, passed)
     return Explanation(
         path=path,
+        name=name,
         view=view,
         labels=tuple(subject.labels[each] for each in order),
         probabilities=tuple(probabilities[each] for each in order),

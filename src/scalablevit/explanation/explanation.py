@@ -25,6 +25,7 @@ class Explanation:
 
     Args:
         path: The image's file, if it came from one.
+        name: What it is called in headings; None: by the name of its file.
         view: The image as the network was given it.
         labels: Names of all classes, the most probable first.
         probabilities: Theirs, from 0 to 1.
@@ -46,6 +47,7 @@ class Explanation:
     evidence: HeatMap = field(repr=False)
     attention: tuple[Look, ...] = field(repr=False)
     windows: WindowInfluence | None = field(repr=False)
+    name: str | None = None
 
     @property
     def probability(self) -> float:
@@ -59,8 +61,9 @@ class Explanation:
 
     @property
     def heading(self) -> str:
-        """The same, with the name of the image's file."""
-        return self.answer if self.path is None else f"{self.path.name}: {self.answer}"
+        """The same, with the name of the image."""
+        name = self.name or (self.path and self.path.name)
+        return f"{name}: {self.answer}" if name else self.answer
 
     def panels(self) -> list[list[Panel]]:
         """The picture in rows: image, evidence and classes; where the network looks; the windows, if any."""

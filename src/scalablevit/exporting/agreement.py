@@ -38,14 +38,20 @@ def check_agreement(
         shapes: (batch, height, width) of random images.
 
     Raises:
-        ValueError: If the difference is above `TOLERANCE`.
+        ValueError: If the difference is above `TOLERANCE`, or the export does not run on such images.
     """
     generator = torch.Generator().manual_seed(0)
     differences, low, high = [], [], []
     for batch, height, width in shapes:
         images = torch.randn(batch, model.in_chans, height, width, generator=generator)
         expected = _run(model, images)
-        differences.append(float((_run(export, images) - expected).abs().max()))
+        found = _run_export(export, images, path)
+        if found.shape != expected.shape:
+            raise ValueError(
+                f"{_where(path, images)} gives logits of shape {tuple(found.shape)} rather than"
+                f" {tuple(expected.shape)}: try another --to"
+            )
+        differences.append(float((found - expected).abs().max()))
         low.append(float(expected.min()))
         high.append(float(expected.max()))
     spread = (max(high) - min(low)) or 1.0
@@ -70,13 +76,23 @@ def check_runs(
     """
     generator = torch.Generator().manual_seed(0)
     for batch, height, width in shapes:
-        where = f"{path} was not written: for {batch} images of {height} x {width} pixels it"
-        try:
-            logits = _run(export, torch.randn(batch, channels, height, width, generator=generator))
-        except Exception as error:  # each runtime has kinds of its own
-            raise ValueError(f"{where} fails ({' '.join(str(error).split())[:200]}): try another --to") from error
+        images = torch.randn(batch, channels, height, width, generator=generator)
+        logits = _run_export(export, images, path)
         if logits.shape != (batch, classes) or not bool(logits.isfinite().all()):
-            raise ValueError(f"{where} gives no finite logits ({batch}, {classes}): try another --to")
+            raise ValueError(f"{_where(path, images)} gives no finite logits ({batch}, {classes}): try another --to")
+
+
+def _where(path: Path, images: Tensor) -> str:
+    batch, _, height, width = images.shape
+    return f"{path} was not written: for {batch} images of {height} x {width} pixels it"
+
+
+def _run_export(export: OpenedExport, images: Tensor, path: Path) -> Tensor:
+    try:
+        return _run(export, images)
+    except Exception as error:  # each runtime has kinds of its own
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{_where(path, images)} fails ({reason}): try another --to") from error
 
 
 def _run(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,19 @@ import torch
 from torch import Tensor
 
 METADATA_FILE = "scalablevit.json"  # among the extra files of a program
+# What PyTorch raises at archives that are damaged or of another version.
+_DAMAGE = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 
 
 def is_compiled(path: Path) -> bool:
@@ -36,7 +51,7 @@ class ProgramArchive:
 
     def __init__(self, path: Path, *, device: str | None = None, threads: int | None = None) -> None:
         self.path = path
-        self.device = torch.device(device or "cpu")
+        self.device = _device(device or "cpu")
         self.is_compiled = is_compiled(path)
         if threads is not None:
             raise ValueError(
@@ -45,11 +60,18 @@ class ProgramArchive:
             )
 
     def metadata(self) -> dict[str, str]:
-        """What the archive says of itself."""
+        """What the archive says of itself.
+
+        Raises:
+            ValueError: If that is damaged.
+        """
         wanted = "_metadata.json" if self.is_compiled else f"/extra/{METADATA_FILE}"
-        with zipfile.ZipFile(self.path) as archive:
-            found = [name for name in archive.namelist() if name.endswith(wanted)]
-            return {} if not found else dict(json.loads(archive.read(found[0])))
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                found = [name for name in archive.namelist() if name.endswith(wanted)]
+                return {} if not found else dict(json.loads(archive.read(found[0])))
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{self.path} is damaged ({error}): get it again, or export it anew") from error
 
     def load(self) -> None:
         """Gets ready to run.
@@ -57,13 +79,17 @@ class ProgramArchive:
         Raises:
             ValueError: If the archive does not load here.
         """
+        made_for = self.metadata().get("AOTI_DEVICE_KEY", "cpu") if self.is_compiled else self.device.type
+        if made_for != self.device.type:
+            raise ValueError(f"device is {str(self.device)!r}, but {self.path} was compiled for {made_for!r}")
         try:
             self._run = self._load()
-        except (RuntimeError, OSError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             of = self.metadata()
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"{self.path} does not load here (it was written by PyTorch {of.get('torch_version', '?')}, this is"
-                f" {torch.__version__}): {str(error).splitlines()[0]}"
+                f" {torch.__version__}): {reason}"
             ) from error
 
     def _load(self) -> Any:
@@ -74,14 +100,21 @@ class ProgramArchive:
 
                 program = move_to_device_pass(program, str(self.device))
             return program.module()
-        made_for = self.metadata().get("AOTI_DEVICE_KEY", "cpu")
-        if made_for != self.device.type:
-            raise ValueError(f"device is {str(self.device)!r}, but {self.path} was compiled for {made_for!r}")
         return torch._inductor.aoti_load_package(str(self.path))
 
     def __call__(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
             return self._run(images.to(self.device))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device is {name!r}, on which PyTorch does not compute here: {reason}") from error
+    return device
 
 
 def _names(path: Path) -> list[str]:

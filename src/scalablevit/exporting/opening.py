@@ -15,8 +15,7 @@ from scalablevit.exporting.onnx_file import OnnxFile
 from scalablevit.exporting.openvino_files import OpenVinoFiles
 from scalablevit.extras import require_extra
 from scalablevit.suggestions import nearest_path
-
-SUFFIXES = (".onnx", ".pt2", ".xml")
+from scalablevit.weights.folders import EXPORT_SUFFIXES
 
 
 class OpenedExport:
@@ -83,7 +82,7 @@ class OpenedExport:
 def is_export(path: str | Path) -> bool:
     """Whether a path is, by its ending, that of an export rather than of a folder with a model."""
     path = Path(path)
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+    return path.suffix.lower() in EXPORT_SUFFIXES and not path.is_dir()
 
 
 def open_export(
@@ -107,7 +106,7 @@ def open_export(
     """
     path = Path(path)
     if not is_export(path):
-        raise ValueError(f"{path} is not an export: its name must end in {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path} is not an export: its name must end in {', '.join(EXPORT_SUFFIXES)}")
     if not path.is_file():
         raise ValueError(f"{path} does not exist{nearest_path(path)}: write it with `scalablevit export`")
     if precision not in (None, *get_args(Arithmetic)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,9 @@ def save_program(program: ExportedProgram, path: Path, metadata: Mapping[str, st
     """Writes a program, with metadata as one of its extra files."""
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the machine that it was written on
-    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(dict(metadata), ensure_ascii=False)})
+    buffer = io.BytesIO()  # PyTorch's own writer ends the process where a disk is full
+    torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(dict(metadata), ensure_ascii=False)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def compile_program(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
@@ -53,6 +56,20 @@ def compile_program(program: ExportedProgram, path: Path, metadata: Mapping[str,
     options: dict[str, Any] = {"aot_inductor.metadata": dict(metadata)}
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+
+
+def check_compiler() -> None:
+    """Raises a ValueError if there is no C++ compiler, without which AOTInductor compiles nothing."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ValueError(
+            "AOTInductor needs a C++ compiler, and there is none that runs: install g++, name one in the environment"
+            " variable CXX, or take --to pt2, which needs none"
+        ) from error
 
 
 def smallest_side(model: ScalableViT) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from scalablevit.exporting.onnx_file import export_onnx
 from scalablevit.exporting.opening import open_export
 from scalablevit.exporting.openvino_files import read_openvino, save_openvino
 from scalablevit.exporting.program import (
+    check_compiler,
     check_evaluation_mode,
     compile_program,
     export_program,
@@ -28,6 +31,7 @@ from scalablevit.scalable_vit import ScalableViT
 from scalablevit.suggestions import nearest_name
 
 Target = Literal["onnx", "openvino", "pt2", "aoti"]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of the place, not of what is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,11 @@ def _write_openvino(model: ScalableViT, path: Path, metadata: dict[str, str]) ->
     file.unlink()
 
 
+def _write_compiled(model: ScalableViT, path: Path, metadata: dict[str, str]) -> None:
+    check_compiler()
+    compile_program(export_program(model), path, metadata)
+
+
 KINDS: dict[str, Kind] = {
     "onnx": Kind(suffix=".onnx", packages=("onnx", "onnxscript", "onnxruntime"), is_program=False, write=export_onnx),
     "openvino": Kind(
@@ -68,7 +77,7 @@ KINDS: dict[str, Kind] = {
         suffix=".pt2",
         packages=(),
         is_program=True,
-        write=lambda model, path, metadata: compile_program(export_program(model), path, metadata),
+        write=_write_compiled,
     ),
 }
 
@@ -121,6 +130,8 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{out} is a folder: give the name of a file with --out")
     if not out.resolve().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.parent}: make it")
+    if not os.access(out.resolve().parent, os.W_OK):
+        raise ValueError(f"{out}: you may not write into {out.parent}: name another folder")
     for path in files_of(out):
         if path.exists() and not overwrite:
             raise ValueError(f"{path} exists: give another --out, or --overwrite to replace it")
@@ -156,6 +167,7 @@ def write_export(
 
     Raises:
         ValueError: If something is asked for that is not possible, or the file does not agree with the model.
+        OSError: If there is no room for it.
         MissingExtraError: If a package is missing.
     """
     out, target = Path(out), choose_target(out, to)
@@ -195,6 +207,20 @@ def _checked_shapes(description: Description, target: str) -> list[tuple[int, in
 
 @contextmanager
 def beside(out: Path) -> Iterator[Path]:
-    """The path of a file of the same name in a temporary folder beside, on the same file system."""
-    with tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.resolve().parent) as folder:
-        yield Path(folder) / out.name
+    """The path of a file of the same name in a temporary folder beside, on the same file system.
+
+    Raises:
+        OSError: If nothing can be written there, or no more.
+    """
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix=f".{out.stem}-", dir=out.resolve().parent)
+    except OSError as error:
+        reason = f"nothing can be written into {out.parent} ({error.strerror})"
+        raise OSError(f"{out} was not written: {reason}: name another folder") from error
+    with temporary as folder:
+        try:
+            yield Path(folder) / out.name
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise OSError(f"{out} was not written ({error.strerror}): make room, or name another folder") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -49,7 +50,7 @@ def serve(run: str | Path, *, device: str | None = None, **options: Any) -> None
     _warm_up(predictor)
     app = application(predictor, chosen)
     server = _server(app, chosen)
-    with _listening(chosen) as listener, _stopping_quietly(server):
+    with _listening(chosen) as listener, _stopping_quietly(server), _quiet_about_forms():
         _announce(listener, chosen)
         server.run(sockets=[listener])
 
@@ -116,6 +117,18 @@ def _listening(options: ServingOptions) -> Iterator[socket.socket]:
             reason = f"cannot listen at {options.host}, port {options.port} ({error.strerror or error})"
             raise OSError(f"{reason}: name others with --host and --port") from error
         yield listener
+
+
+@contextmanager
+def _quiet_about_forms() -> Iterator[None]:
+    """Keeps what is wrong with a client's form from the server's standard error: the client is told, with a 400."""
+    logger = logging.getLogger("python_multipart")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _announce(listener: socket.socket, options: ServingOptions) -> None:

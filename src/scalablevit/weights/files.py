@@ -8,6 +8,7 @@ the paper authors' checkpoints need beside it for the arguments of their trainin
 from __future__ import annotations
 
 import argparse
+import codecs
 import pathlib
 import pickle
 import re
@@ -105,7 +106,8 @@ def _read_safetensors(file: Path, device: torch.device) -> dict[str, Tensor]:
             names = opened.keys()
             tensors = {name: opened.get_tensor(name) for name in names}
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{file} is damaged, or no safetensors file ({error}): get it again") from error
+        reason = _foreign(file, "a safetensors file") or f"is damaged, or no safetensors file ({error})"
+        raise ValueError(f"{file} {reason}: get it again") from error
     if version is not None:
         check_layout_version(int(version) if version.isdecimal() else version, str(file))
     return tensors
@@ -124,9 +126,26 @@ def _read_pickle(file: Path) -> Any:
                 f"{file} was refused: it holds {refused[1]}, which is not on the list of what weights need. Nothing of"
                 " it was run. If you trust where it came from, open it yourself and save its state dict alone"
             ) from error
-        raise ValueError(
-            f"{file} is damaged, or no checkpoint of torch.save ({_reason(error)}): get it again"
-        ) from error
+        reason = (
+            _foreign(file, "a checkpoint of torch.save")
+            or f"is damaged, or no checkpoint of torch.save ({_reason(error)})"
+        )
+        raise ValueError(f"{file} {reason}: get it again") from error
+
+
+def _foreign(file: Path, kind: str) -> str | None:
+    """What is said of a file of text in the place of weights, such as a web page or a pointer of Git LFS; else None."""
+    beginning = file.read_bytes()[:200]
+    if not beginning:
+        return f"is empty (0 bytes), and no {kind.partition(' ')[2]}"
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(beginning)  # whose last sign may be cut
+    except UnicodeDecodeError:
+        return None
+    first = text.strip().partition("\n")[0].strip()
+    if not first or not first.isprintable():
+        return None
+    return f"is text, and not {kind}: it begins with {first[:40]!r}"
 
 
 def _reason(error: BaseException) -> str:

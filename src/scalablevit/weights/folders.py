@@ -19,7 +19,7 @@ from torch import Tensor
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.suggestions import nearest_path
 from scalablevit.trained import TRAINED_MODELS, model_folder
-from scalablevit.weights.files import read_weights
+from scalablevit.weights.files import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, read_weights
 from scalablevit.weights.folder_config import config_text, network_arguments
 from scalablevit.weights.layouts import LAYOUT_VERSION, check_layout_version
 from scalablevit.weights.state_dicts import differences, shapes_of
@@ -27,6 +27,7 @@ from scalablevit.weights.state_dicts import differences, shapes_of
 WEIGHTS_FILE = "model.safetensors"
 TIMM_WEIGHTS_FILE = "pytorch_model.bin"  # of timm's save_for_hf, unless it is told otherwise
 CONFIG_FILE = "config.json"
+EXPORT_SUFFIXES = (".onnx", ".pt2", ".xml")  # of files by `scalablevit export`
 
 
 def save_model(
@@ -130,13 +131,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ValueError: If there is no such file, it is not of a network of ours, or a newer version wrote it.
     """
     folder = model_folder(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, not a folder: {_instead_of_file(folder)}")
     if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else f"does not exist{nearest_path(folder)}"
-        names = ", ".join(TRAINED_MODELS)
-        raise ValueError(
-            f"{folder} {problem}: give the folder that save_model or a training run wrote, or the name of a trained"
-            f" model ({names})"
-        )
+        raise ValueError(f"{folder} does not exist{nearest_path(folder)}: {_wanted()}")
     file = folder / CONFIG_FILE
     if not file.is_file() and (folder / "config.yaml").is_file():
         raise ValueError(
@@ -166,6 +164,22 @@ def read_config(path: str | Path) -> dict[str, Any]:
     own = own if isinstance(own, dict) else {"layout_version": LAYOUT_VERSION}
     check_layout_version(own.get("layout_version"), str(file))
     return {**config, "scalablevit": {**own, "arguments": arguments}}
+
+
+def _wanted() -> str:
+    names = ", ".join(TRAINED_MODELS)
+    return f"give the folder that save_model or a training run wrote, or the name of a trained model ({names})"
+
+
+def _instead_of_file(file: Path) -> str:
+    """What is to be given where a file was, which depends on what its name says it is."""
+    if file.suffix.lower() in EXPORT_SUFFIXES:
+        return f"it is an export, which holds a program and no network; {_wanted()}, of which it was made"
+    if (file.parent / CONFIG_FILE).is_file() and file.suffix in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES):
+        return f"give the folder with all of the model, {file.parent}"
+    if file.suffix in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES):
+        return f"{_wanted()}; `scalablevit convert` makes such a folder of weights"
+    return _wanted()
 
 
 def _check_labels(file: Path, labels: Any, classes: Any) -> None:

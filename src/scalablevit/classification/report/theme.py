@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
-from matplotlib import font_manager, style
+from matplotlib import font_manager, rcParams, style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 MARK = "scalablevit report"  # in every file that the report writes, so that it replaces no other
 DPI = 144
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
-# matplotlib brings DejaVu Sans. For scripts that it lacks, the first of these that a machine has.
+# matplotlib brings DejaVu Sans. For scripts that it lacks, these if a machine has them, then any font that has what is
+# wanted.
 _FALLBACK_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -31,6 +35,9 @@ _FALLBACK_FONTS = (
     "Noto Sans Thai",
     "Arial Unicode MS",
 )
+
+
+_NO_SHAPES = ("LastResort", ".LastResort", "Adobe Blank")  # fonts that have every character, as a box or as nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +105,9 @@ def to_png(figure: Figure) -> bytes:
 
 def drawable(text: str, limit: int = 28) -> str:
     """The text as a figure can show it: cut in its middle if it is long, characters that no font has replaced."""
-    known = _characters()
-    return "".join(character if ord(character) in known else UNKNOWN for character in shorten(text, limit))
+    shown, fonts = shorten(text, limit), _fonts()
+    fonts.look_for(shown)
+    return "".join(character if ord(character) in fonts.characters else UNKNOWN for character in shown)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -126,24 +134,71 @@ def _settings(theme: Theme) -> dict[str, object]:
         "ytick.labelcolor": theme.muted,
         "grid.color": theme.line,
         "grid.linewidth": 0.6,
-        "font.family": list(_families()),
+        "font.family": list(_fonts().families),
         "font.size": 11.5,
         "legend.frameon": False,
         "lines.linewidth": 2.0,
     }
 
 
-@cache
-def _families() -> tuple[str, ...]:
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return ("DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed))
+class Fonts:
+    """The fonts that figures are drawn with: matplotlib's own, and of the machine's those that have what it lacks.
+
+    Attributes:
+        families: Their names, in the order in which they are asked for a character.
+        characters: What one of them has, by number.
+    """
+
+    def __init__(self) -> None:
+        installed = {font.name for font in font_manager.fontManager.ttflist}
+        self.families = ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
+        self.characters = set[int]().union(*(_characters_in(font_manager.findfont(name)) for name in self.families))
+        self._missing: set[int] = set()
+
+    def look_for(self, text: str) -> None:
+        """Takes fonts of the machine in for what a text needs; says so, once, if none has it."""
+        wanted = {ord(character) for character in text if character.isprintable()} - self.characters - self._missing
+        for name, file in _machine_fonts() if wanted else ():
+            characters = _characters_in(file) if wanted and name not in (*self.families, *_NO_SHAPES) else set()
+            if wanted & characters:
+                self.families.append(name)
+                self.characters |= characters
+                wanted -= characters
+                rcParams["font.family"] = list(
+                    self.families
+                )  # of the figure that is being drawn; `canvas` takes it back
+        if wanted and not self._missing:
+            logger.warning(
+                "No font of this machine has %s, so that pictures show %s instead: install one that does, such as Noto"
+                " Sans CJK for Chinese, Japanese and Korean",
+                ", ".join(map(chr, sorted(wanted)[:5])),
+                UNKNOWN,
+            )
+        self._missing |= wanted
 
 
 @cache
-def _characters() -> frozenset[int]:
-    """The characters that one of the fonts has."""
-    files = [font_manager.findfont(family) for family in _families()]
-    return frozenset().union(*(font_manager.get_font(file).get_charmap() for file in files))
+def _fonts() -> Fonts:
+    return Fonts()
+
+
+def _machine_fonts() -> Iterator[tuple[str, str]]:
+    """Names and files of all fonts, those last that were installed after matplotlib has written its list."""
+    known = list(font_manager.fontManager.ttflist)
+    yield from ((font.name, font.fname) for font in known)
+    for file in sorted({*font_manager.findSystemFonts()} - {font.fname for font in known}):
+        try:
+            font_manager.fontManager.addfont(file)
+        except (OSError, RuntimeError):  # one that matplotlib cannot draw
+            continue
+        yield font_manager.fontManager.ttflist[-1].name, file
+
+
+def _characters_in(file: str) -> set[int]:
+    try:
+        return set(font_manager.get_font(file).get_charmap())
+    except (OSError, RuntimeError):  # the same; or it is there no longer
+        return set()
 
 
 def mix(theme: Theme, colour: str, share: float) -> tuple[float, float, float]:
