@@ -37,6 +37,7 @@ _FALLBACK_FONTS = (
 )
 
 
+_SURROGATES = range(0xD800, 0xE000)  # fonts may have them, but they are no characters, and matplotlib refuses them
 _NO_SHAPES = ("LastResort", ".LastResort", "Adobe Blank")  # fonts that have every character, as a box or as nothing
 
 
@@ -107,7 +108,8 @@ def drawable(text: str, limit: int = 28) -> str:
     """The text as a figure can show it: cut in its middle if it is long, characters that no font has replaced."""
     shown, fonts = shorten(text, limit), _fonts()
     fonts.look_for(shown)
-    return "".join(character if ord(character) in fonts.characters else UNKNOWN for character in shown)
+    known = fonts.characters.difference(_SURROGATES)
+    return "".join(character if ord(character) in known else UNKNOWN for character in shown)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -164,9 +166,7 @@ class Fonts:
                 self.families.append(name)
                 self.characters |= characters
                 wanted -= characters
-                rcParams["font.family"] = list(
-                    self.families
-                )  # of the figure that is being drawn; `canvas` takes it back
+                rcParams["font.family"] = list(self.families)  # of the figure being drawn; `canvas` takes it back
         if wanted and not self._missing:
             logger.warning(
                 "No font of this machine has %s, so that pictures show %s instead: install one that does, such as Noto"

@@ -27,7 +27,8 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
   Number* second = first + hidden_groups * right_size;
   std::memset(padded, 0, hidden_groups * kGroup * sizeof(float));
   std::memcpy(padded, bias1, hidden * sizeof(float));
-  const int64_t some = rows_at_once(rows, threads, Products::kMostRows, Products::kRows), row_groups = groups_of(some);
+  const Division division = divide<Products>(rows, threads, Products::kMostRows);
+  const int64_t some = division.part, row_groups = groups_of(some);
   const int64_t stride = groups * kGroup;
 #pragma omp parallel num_threads(threads)
   {
@@ -61,8 +62,8 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
         });
       for (int64_t h = 0; h < hidden_groups; h += kHiddenGroups) {
         const int64_t chunk_groups = std::min(kHiddenGroups, hidden_groups - h);
-        for (int64_t block = 0; block < count; block += Products::kBlockRows) {
-          const int some_rows = at_most(Products::kBlockRows, count, block);
+        for (int64_t block = 0; block < count; block += division.block) {
+          const int some_rows = at_most(division.block, count, block);
           for (int64_t g = h; g < h + chunk_groups; ++g) {
             const int columns = at_most(kGroup, hidden, g * kGroup);
             const float* bias = padded + g * kGroup;

@@ -37,7 +37,8 @@ void linear(const T* x, const float* norm_weight, const float* norm_bias, float 
   static thread_local Scratch of_weights;
   const int64_t groups = groups_of(columns), size = Products::left_size(width), right_size = Products::right_size(width);
   Number* right = of_weights.take<Number>(groups * right_size);
-  const int64_t some = rows_at_once(rows, threads, Products::kMostRows, Products::kRows);
+  const Division division = divide<Products>(rows, threads, Products::kMostRows);
+  const int64_t some = division.part;
   const int64_t of_normed = norm_weight ? round_up(kGroup * width, kGroup) : 0;
 #pragma omp parallel num_threads(threads)
   {
@@ -55,7 +56,7 @@ void linear(const T* x, const float* norm_weight, const float* norm_bias, float 
       for (int64_t r = 0; r < groups_of(count); ++r)
         pack_normed<Products>(x + (start + r * kGroup) * width, norm_weight, norm_bias, eps,
                               at_most(kGroup, count, r * kGroup), width, normed, left + r * size);
-      for_each_block<Products>(count, groups, right_size, [&](int64_t row, int some_rows, int64_t g) {
+      for_each_block<Products>(count, division.block, groups, right_size, [&](int64_t row, int some_rows, int64_t g) {
         const int64_t column = g * kGroup;
         const bool is_first = column < first_columns;
         const int64_t stride = is_first ? first_columns : columns - first_columns;
@@ -90,7 +91,8 @@ void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t 
   const int64_t size = Products::left_size(longest), right_size = Products::right_size(longest);
   Number* right = of_right.take<Number>(groups_of(std::min(columns, kWidestRight)) * right_size);
   const int64_t most = std::max(Products::kRows, Products::kMostRows * 256 / longest / Products::kRows * Products::kRows);
-  const int64_t some = rows_at_once(rows, threads, most, Products::kRows);
+  const Division division = divide<Products>(rows, threads, most);
+  const int64_t some = division.part;
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch scratch;
@@ -107,8 +109,9 @@ void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t 
 #pragma omp for schedule(static)
         for (int64_t start = 0; start < rows; start += some) {
           const int64_t count = std::min(some, rows - start);
-          Products::pack_left(left_side, start, (int)count, k, now, left);
-          for_each_block<Products>(count, groups_of(wide), right_size, [&](int64_t row, int some_rows, int64_t g) {
+          Products::pack_left(left_side, start, (int)count, k, now, left, division.block);
+          const int64_t wide_groups = groups_of(wide);
+          for_each_block<Products>(count, division.block, wide_groups, right_size, [&](int64_t row, int some_rows, int64_t g) {
             const int some_columns = at_most(kGroup, wide, g * kGroup);
             Out* target = out + (start + row) * out_stride + first + g * kGroup;
             const Number *rows_now = left + row * (now_size / kGroup), *columns_now = right + g * right_size;
@@ -121,7 +124,7 @@ void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t 
                                         store_some(p, sum, some);
                                       });
                                     },
-                                    left_side.number_stride != 1);
+                                    left_side.number_stride != 1 ? division.block : 0);
           });
         }
       }

@@ -5,14 +5,15 @@
 // that are missing are zeros. What packs and multiplies is a policy: `TileProducts` or `VectorProducts`, which have
 //
 //   Number, Session                 of what is packed; what a thread holds while it multiplies
-//   kRows                           rows that are multiplied at once: parts of threads are multiples of so many
+//   kRows                           parts of threads are multiples of so many rows
 //   kMostRows, kLongest             rows of the left side, and numbers along k, that are best packed at once
-//   kBlockRows                      rows that best meet all columns of a block of the right side before the next rows do
+//   kBlockRows                      rows that best meet all columns of a block of the right side before the next rows do;
+//                                   more are not multiplied at once
 //   left_size, right_size           numbers that a packed group takes, by its length along k
 //   pack_left, pack_right           pack lines of the left side, and a group of the right one
 //   set                             puts kStep numbers into a row of a packed group of the left side
-//   multiply_rows                   multiplies packed rows with a packed group of columns; `turned` says that rows of the left
-//                                   side did not have their numbers side by side before they were packed
+//   multiply_rows                   multiplies packed rows with a packed group of columns; `turned` is 0, or, if rows of the
+//                                   left side did not have their numbers side by side, how many were packed as a block
 
 #pragma once
 
@@ -101,25 +102,33 @@ struct Side {
   const T* at(int64_t line, int64_t number) const { return data + line * line_stride + number * number_stride; }
 };
 
-// Rows of a thread's part: a multiple of `unit`, so that all threads have about as many, and no more than `most`, if that
-// is a unit.
-inline int64_t rows_at_once(int64_t rows, int threads, int64_t most, int64_t unit) {
-  const int64_t share = (rows + threads - 1) / threads;
-  const int64_t parts = std::max<int64_t>(1, (share + most - 1) / most);
-  const int64_t some = (share + parts - 1) / parts;
-  return std::max<int64_t>(unit, (some + unit - 1) / unit * unit);
+inline int64_t divided_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
+
+// How rows are divided: into parts, so that all threads have about as many, and those into blocks, of about one size.
+struct Division {
+  int64_t part;
+  int block;
+};
+
+// Parts have no more than `most` rows, if that is a multiple of kRows.
+template <typename Products>
+inline Division divide(int64_t rows, int threads, int64_t most) {
+  constexpr int64_t unit = Products::kRows;
+  const int64_t share = divided_up(rows, threads), some = divided_up(share, std::max<int64_t>(1, divided_up(share, most)));
+  const int64_t part = std::max(unit, divided_up(some, unit) * unit);
+  return {part, unit > 1 ? (int)Products::kBlockRows : (int)divided_up(part, divided_up(part, Products::kBlockRows))};
 }
 
 // Calls `body(row, rows, group)` for each block of rows and each packed group of the right side, as so many numbers as stay in
 // the second cache allow.
 template <typename Products, typename Body>
-inline void for_each_block(int64_t rows, int64_t groups, int64_t group_size, Body body) {
+inline void for_each_block(int64_t rows, int block_rows, int64_t groups, int64_t group_size, Body body) {
   constexpr int64_t kept = (int64_t)1 << 19;  // bytes
   const int64_t at_once = std::max<int64_t>(1, kept / (group_size * (int64_t)sizeof(typename Products::Number)));
   for (int64_t block = 0; block < groups; block += at_once)
-    for (int64_t row = 0; row < rows; row += Products::kBlockRows)
+    for (int64_t row = 0; row < rows; row += block_rows)
       for (int64_t g = block; g < std::min(block + at_once, groups); ++g)
-        body(row, at_most(Products::kBlockRows, rows, row), g);
+        body(row, at_most(block_rows, rows, row), g);
 }
 
 }  // namespace scalablevit

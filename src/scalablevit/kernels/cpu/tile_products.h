@@ -177,7 +177,8 @@ struct TileProducts {
   static int64_t right_size(int64_t length) { return left_size(length); }
 
   template <typename From>
-  static void pack_left(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, BFloat16* target) {
+  static void pack_left(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, BFloat16* target,
+                        int = 0) {
     for (int i = 0; i < lines; i += kGroup, target += left_size(length))
       pack_group<kParts, false>(side, line + i, at_most(kGroup, lines, i), number, length, target);
   }
@@ -196,7 +197,7 @@ struct TileProducts {
   // `finish(row, sums)` is told the sums of each row, (kGroup), which are zeros beyond the columns.
   template <typename Finish>
   static void multiply_rows(const BFloat16* left, int64_t size, int rows, const BFloat16* right, int columns,
-                            int64_t length, Finish finish, bool = false) {
+                            int64_t length, Finish finish, int = 0) {
     alignas(64) float sums[kGroup * kGroup];
     if (columns <= kTile) std::memset(sums, 0, sizeof sums);
     for (int first = 0; first < rows; first += kGroup, left += size) {

@@ -58,7 +58,7 @@ inline Vector add_products(Vector sum, float word, Vector words, BFloat16) {
 template <typename T>
 struct VectorProducts {
   static constexpr int kNumbers = sizeof(float) / sizeof(T);  // in a word
-  static constexpr int64_t kRows = kVectorRows, kMostRows = 18 * kVectorRows, kBlockRows = kVectorRows;
+  static constexpr int64_t kRows = 1, kMostRows = 18 * kVectorRows, kBlockRows = kVectorRows;
   static constexpr int64_t kLongest = 512;
   using Number = float;
   struct Session {};
@@ -67,15 +67,16 @@ struct VectorProducts {
   static int64_t left_size(int64_t length) { return kGroup * (words_of(length) + kBetweenRows); }
   static int64_t right_size(int64_t length) { return kGroup * words_of(length); }
 
-  // Where lines lie side by side they stay so, in blocks of kBlockRows: all lines are read number by number, as they lie in
+  // Where lines lie side by side they stay so, in blocks of so many: all lines are read number by number, as they lie in
   // memory, and nothing is transposed.
   template <typename From>
-  static void pack_left(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, float* target) {
+  static void pack_left(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, float* target,
+                        int block = kVectorRows) {
     const int64_t stride = left_size(length) / kGroup;
     if (is_turned(side)) {
       for (int64_t word = 0; word < words_of(length); ++word)
-        for (int i = 0; i < lines; i += kVectorRows)
-          store(target + i * stride + word * kVectorRows, word_of_lines(side, line + i, lines - i, number, length, word));
+        for (int i = 0; i < lines; i += block)  // what is written beyond a block is written over, or between rows
+          store(target + i * stride + word * block, word_of_lines(side, line + i, lines - i, number, length, word));
     } else {
       for (int i = 0; i < lines; ++i)
         for (int64_t word = 0; word < words_of(length); word += kLanes)
@@ -108,13 +109,14 @@ struct VectorProducts {
   }
 
   // The products of `rows` packed rows, in groups of `size` words, with a packed group of `columns` columns.
-  // `finish(row, sums)` is told the sums of each row, (kGroup), which are zeros beyond the columns. No more than kBlockRows.
+  // `finish(row, sums)` is told the sums of each row, (kGroup), which are zeros beyond the columns. No more than kBlockRows,
+  // of a block of `turned` rows if their numbers did not lie side by side.
   template <typename Finish>
   static void multiply_rows(const float* left, int64_t size, int rows, const float* right, int columns, int64_t length,
-                            Finish finish, bool turned = false) {
+                            Finish finish, int turned = 0) {
     constexpr int kWide = kGroup / kLanes;
     const int64_t words = (length + kNumbers - 1) / kNumbers;
-    const Matrix read{left, turned ? 1 : size / kGroup, turned ? kVectorRows : 1};
+    const Matrix read{left, turned ? 1 : size / kGroup, turned ? turned : 1};
     alignas(64) float sums[kVectorRows * kGroup];
     if (2 * columns > kGroup) {
       multiply<kVectorRows, kWide>(read, rows, right, words, sums);

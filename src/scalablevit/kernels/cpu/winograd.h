@@ -164,8 +164,8 @@ inline void convolve(const float* x, Weight weight, const float* bias, float* ou
   const int64_t right_size = Products::right_size(in_channels), groups = groups_of(out_channels);
   float* right = of_weights.take<float>(groups * kPlaces * right_size);
   // Tiles at once: of narrow maps as many as stay in the second cache, of wide ones more, as all weights are read for them.
-  const int64_t most = (in_channels <= 256 ? 2 : 5) * Products::kRows;
-  const int64_t at_once = rows_at_once(tiles.count(), threads, most, Products::kRows);
+  const Division division = divide<Products>(tiles.count(), threads, (in_channels <= 256 ? 2 : 5) * Products::kBlockRows);
+  const int64_t at_once = division.part;
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch scratch;
@@ -182,10 +182,10 @@ inline void convolve(const float* x, Weight weight, const float* bias, float* ou
       for (int64_t g = 0; g < groups; ++g) {
         const int channel = (int)g * kGroup, columns = at_most(kGroup, out_channels, channel);
         for (int place = 0; place < kPlaces; ++place)
-          for (int first = 0; first < count; first += Products::kBlockRows) {
+          for (int first = 0; first < count; first += division.block) {
             float* target = sums + (place * at_once + first) * kGroup;
             Products::multiply_rows(read + (place * at_once + first) * stride, size,
-                                    at_most(Products::kBlockRows, count, first), right + (g * kPlaces + place) * right_size,
+                                    at_most(division.block, count, first), right + (g * kPlaces + place) * right_size,
                                     columns, in_channels, [&](int64_t i, const float* row) {
                                       for (int v = 0; v < kGroup; v += kLanes) store(target + i * kGroup + v, load(row + v));
                                     });
