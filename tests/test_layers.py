@@ -246,9 +246,22 @@ class TestDenseConvolutions:
             assert self.of()[0](x).dtype == torch.bfloat16
         assert not self.calls
 
+    def test_numbers_that_lie_without_their_sign_are_pytorchs(self):
+        module, x = self.of()
+        negative = torch._neg_view(x.detach())
+        torch.testing.assert_close(module(negative), module(-x.detach()), rtol=1e-5, atol=1e-5)
+
     def test_wrong_widths_are_pytorchs_to_tell_of(self):
         module, x = self.of()
         with pytest.raises(RuntimeError, match="channels"):
             module(x[..., :5])
         with pytest.raises(RuntimeError, match="type"):
             module(x.double())
+
+
+def test_a_convolution_whose_bias_alone_is_trained():
+    module = MapConv2d(4, 8, 3, stride=2, padding=1)
+    module.weight.requires_grad_(False)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    (found,) = torch.autograd.grad(compiled(torch.randn(1, 5, 7, 4)).sum(), [module.bias])
+    torch.testing.assert_close(found, torch.full((8,), 12.0))

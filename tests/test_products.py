@@ -1,5 +1,8 @@
 """Linear layers and products by the native kernels, against PyTorch's; what the kernels give is in tests/kernels."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -199,3 +202,21 @@ def test_a_frozen_layer_keeps_nothing_of_what_it_reads():
     read.add_(1)
     out.sum().backward()
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(2, -1))
+
+
+# Numbers of rows just below what memory is taken in, whose last block is not full.
+AT_THE_EDGE = """
+import torch
+from scalablevit.kernels.cpu import products
+torch.set_num_threads(1)
+for _ in range(3):
+    left, right = torch.randn(1, 32768).t(), torch.randn(1, 32)
+    assert torch.allclose(products.multiply(left, right), left @ right)
+    if products.call.__globals__["library"]().fewest_rows_bfloat16():
+        products.multiply(torch.randn(3, 16384).bfloat16().t(), torch.randn(3, 8).bfloat16())
+"""
+
+
+def test_nothing_is_written_beyond_what_was_taken():
+    done = subprocess.run([sys.executable, "-c", AT_THE_EDGE], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -194,7 +194,8 @@ def _map_convolution_backward(
         list(needs),
     )
     grad_x = grad_x.permute(0, 2, 3, 1).contiguous() if needs[0] else none
-    return grad_x, grad_weight.contiguous() if needs[1] else none, grad_bias if needs[2] else none.clone()
+    # No two may be one tensor.
+    return grad_x, grad_weight.contiguous() if needs[1] else none.clone(), grad_bias if needs[2] else none.clone()
 
 
 @_map_convolution_backward.register_fake

@@ -194,7 +194,7 @@ def convolution_kernel(
     They take fewer products than PyTorch's, so that any processor with wide vectors is faster with them.
     """
     dense = weight.shape[1:] == (*x.shape[-1:], 3, 3) and groups == 1
-    if not dense or (*stride, *padding) != (1, 1, 1, 1) or x.ndim != 4 or x.dtype != torch.float32:
+    if not dense or 0 in weight.shape or (*stride, *padding) != (1, 1, 1, 1) or x.ndim != 4 or x.dtype != torch.float32:
         return None
     if bias is not None and bias.shape != weight.shape[:1]:
         return None  # PyTorch says what is wrong
@@ -266,7 +266,8 @@ def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
     # The kernels read memory: subclasses, such as the fake tensors of compilation, have none, or of another kind.
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
         return None
-    if any(x.dtype != first.dtype or x.device != first.device for x in tensors):
+    # What `is_neg` lies in memory without its sign.
+    if any(x.dtype != first.dtype or x.device != first.device or x.is_neg() for x in tensors):
         return None
     if first.dtype not in NATIVE_DTYPES or _is_transformed() or not _has_library():
         return None

@@ -97,7 +97,8 @@ void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t 
   {
     static thread_local Scratch scratch;
     const typename Products::Session session;
-    Number* left = scratch.take<Number>(groups_of(some) * size);
+    // With room for a whole block where the last has fewer rows: some policies write what they leave out of it.
+    Number* left = scratch.take<Number>(groups_of(some + Products::kSpareRows) * size);
     for (int64_t first = 0; first < columns; first += kWidestRight)
       for (int64_t k = 0; k < length; k += longest) {
         const int64_t wide = std::min(kWidestRight, columns - first), now = std::min(longest, length - k);

@@ -9,6 +9,7 @@
 //   kMostRows, kLongest             rows of the left side, and numbers along k, that are best packed at once
 //   kBlockRows                      rows that best meet all columns of a block of the right side before the next rows do;
 //                                   more are not multiplied at once
+//   kSpareRows                      rows that room is wanted for behind those that are packed at once
 //   left_size, right_size           numbers that a packed group takes, by its length along k
 //   pack_left, pack_right           pack lines of the left side, and a group of the right one
 //   set                             puts kStep numbers into a row of a packed group of the left side

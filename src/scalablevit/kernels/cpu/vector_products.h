@@ -59,7 +59,7 @@ template <typename T>
 struct VectorProducts {
   static constexpr int kNumbers = sizeof(float) / sizeof(T);  // in a word
   static constexpr int64_t kRows = 1, kMostRows = 18 * kVectorRows, kBlockRows = kVectorRows;
-  static constexpr int64_t kLongest = 512;
+  static constexpr int64_t kLongest = 512, kSpareRows = kVectorRows;
   using Number = float;
   struct Session {};
 
@@ -75,7 +75,7 @@ struct VectorProducts {
     const int64_t stride = left_size(length) / kGroup;
     if (is_turned(side)) {
       for (int64_t word = 0; word < words_of(length); ++word)
-        for (int i = 0; i < lines; i += block)  // what is written beyond a block is written over, or between rows
+        for (int i = 0; i < lines; i += block)  // what is written beyond a block is written over, or to spare rows
           store(target + i * stride + word * block, word_of_lines(side, line + i, lines - i, number, length, word));
     } else {
       for (int i = 0; i < lines; ++i)
