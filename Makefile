@@ -24,7 +24,7 @@ demo: $(VENV)/.installed-train ## train nano on the embedded sample (about three
 	@echo
 	@echo "The run folder is $(RUN): weights in model.safetensors, scores in evaluate.json, the report is $(RUN)/report/index.html."
 
-test: $(VENV)/.installed-dev ## the tests (about five minutes on two cores)
+test: $(VENV)/.installed-dev ## the tests (about ten minutes on two cores)
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: $(VENV)/.installed-dev ## the tests that take longer

@@ -205,6 +205,21 @@ class TestDenseConvolutions:
                 torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
         assert len(self.calls) == 4  # two results and two gradients of maps
 
+    @pytest.mark.parametrize("frozen", ["weight", "bias", "x"])
+    def test_what_is_frozen_has_no_gradient_made(self, frozen, monkeypatch):
+        from scalablevit.kernels.cpu import convolution
+
+        wanted, kernel = [], convolution.gradients
+        monkeypatch.setattr(
+            convolution, "gradients", lambda *arguments: (wanted.append(arguments[3]), kernel(*arguments))[1]
+        )
+        module, x = self.of()
+        tensors = {"x": x, "weight": module.weight, "bias": module.bias}
+        tensors[frozen].requires_grad_(False)
+        module(x).sum().backward()
+        assert wanted == [tuple(name != frozen for name in tensors)]
+        assert [name for name, tensor in tensors.items() if tensor.grad is None] == [frozen]
+
     def test_second_derivatives_and_jacobians(self):
         module, x = self.of(1, 3, 2)
         found = []

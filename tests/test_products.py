@@ -207,12 +207,13 @@ def test_a_frozen_layer_keeps_nothing_of_what_it_reads():
 # Numbers of rows just below what memory is taken in, whose last block is not full.
 AT_THE_EDGE = """
 import torch
+from scalablevit.kernels import selection
 from scalablevit.kernels.cpu import products
 torch.set_num_threads(1)
 for _ in range(3):
     left, right = torch.randn(1, 32768).t(), torch.randn(1, 32)
     assert torch.allclose(products.multiply(left, right), left @ right)
-    if products.call.__globals__["library"]().fewest_rows_bfloat16():
+    if selection._fewest_rows(torch.bfloat16):
         products.multiply(torch.randn(3, 16384).bfloat16().t(), torch.randn(3, 8).bfloat16())
 """
 

@@ -118,8 +118,10 @@ class MapConv2d(nn.Conv2d):
         if kernel is None:
             return None
 
-        def backward(grad: Tensor, x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:
-            return kernel.gradients(grad.contiguous(), x, weight, (True, True, True))[: 2 + len(bias)]
+        needs = tuple(one is not None and one.requires_grad for one in (x, weight, bias))
+
+        def backward(grad: Tensor, x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor | None, ...]:
+            return kernel.gradients(grad.contiguous(), x, weight, needs)[: 2 + len(bias)]
 
         def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)

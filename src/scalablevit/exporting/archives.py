@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,20 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalablevit.weights.files import DAMAGE
+
 METADATA_FILE = "scalablevit.json"  # among the extra files of a program
 # What PyTorch raises at archives that are damaged or of another version.
-_DAMAGE = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
+_DAMAGE = (*DAMAGE, zipfile.BadZipFile)
 
 
 def is_compiled(path: Path) -> bool:

@@ -14,7 +14,7 @@ def call_kernel(
     tensors: Sequence[Tensor],
     *,
     forward: Callable[..., Tensor],
-    backward: Callable[..., Sequence[Tensor]],
+    backward: Callable[..., Sequence[Tensor | None]],
     plain: Callable[..., Tensor],
     operator: Callable[..., Tensor],
 ) -> Tensor:
@@ -23,7 +23,7 @@ def call_kernel(
     Args:
         tensors: Its arguments that may need gradients.
         forward: The kernel: the tensors to a result.
-        backward: The result's gradient and the tensors to theirs.
+        backward: The result's gradient and the tensors to theirs; None for those that need none.
         plain: The same as `forward` in operations that autograd records, for second derivatives.
         operator: The same as an operator of PyTorch, for modes that count or record what is called. It takes some 20
             microseconds, and PyTorch imports its compiler when one is first recorded, so that it is not always called.
@@ -49,7 +49,7 @@ class _Recorded(torch.autograd.Function):
     def forward(
         ctx: Any,
         forward: Callable[..., Tensor],
-        backward: Callable[..., Sequence[Tensor]],
+        backward: Callable[..., Sequence[Tensor | None]],
         plain: Callable[..., Tensor],
         *tensors: Tensor,
     ) -> Tensor:

@@ -112,8 +112,8 @@ def use_native(choice: Choice) -> _Restoration:
 
     Args:
         choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster:
-            products in bfloat16 on processors with a matrix unit (Intel's AMX), in float32 on AMD's; convolutions on
-            processors with AVX-512; attention everywhere.
+            products in bfloat16 on processors with a matrix unit (Intel's AMX), in float32 on AMD's with AVX-512, from
+            256 rows on; convolutions with AVX-512 (measured on AMD's alone); attention everywhere.
 
     Returns:
         An object that restores the choice before when it is used as a context manager.
@@ -191,7 +191,8 @@ def convolution_kernel(
 ) -> Any:
     """The module that convolves a map (b, h, w, c) with a dense 3x3 weight, in float32; None if none does.
 
-    They take fewer products than PyTorch's, so that any processor with wide vectors is faster with them.
+    They take 16 products for PyTorch's 36. By themselves they run with AVX-512, which was measured on an AMD processor,
+    and not yet on one of Intel's (docs/log.md).
     """
     dense = weight.shape[1:] == (*x.shape[-1:], 3, 3) and groups == 1
     if not dense or 0 in weight.shape or (*stride, *padding) != (1, 1, 1, 1) or x.ndim != 4 or x.dtype != torch.float32:

@@ -128,7 +128,7 @@ struct VectorProducts {
   }
 
  private:
-  static constexpr int kBetweenRows = 16;         // words between rows
+  static constexpr int kBetweenRows = 16;      // words between rows
   static constexpr int64_t kRunningSum = 128;  // words: longer sums are sums of such, which round less
 
   template <typename From>
