@@ -52,6 +52,13 @@ VIT_PYTORCH = (
         batch=2,
     ),
     Comparison(
+        name="vit-pytorch, the same without dropout",
+        reference="vit-pytorch:readme-without-dropout",
+        ours="scalablevit:readme-without-dropout",
+        size=256,
+        batch=2,
+    ),
+    Comparison(
         name="vit-pytorch, S widths at the paper's depth, windows of 7, 224 px, batch 8",
         reference="vit-pytorch:paper-depth",
         ours="scalablevit:paper-depth",

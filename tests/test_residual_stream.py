@@ -87,10 +87,9 @@ def test_sum_with_the_residual_stream(dtype, is_cast, monkeypatch):
     [
         lambda layer, dropout: layer.register_forward_hook(lambda *_: None),
         lambda layer, dropout: dropout.register_forward_hook(lambda *_: None),
-        lambda layer, dropout: dropout.train(),
         lambda layer, dropout: setattr(layer, "bias", None),
     ],
-    ids=["hook on the layer", "hook on the dropout", "dropout", "no bias"],
+    ids=["hook on the layer", "hook on the dropout", "no bias"],
 )
 def test_what_is_not_plain_runs_as_layers(change, monkeypatch):
     needs_kernels()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scalablevit.kernels.dropout import Dropout
 from scalablevit.kernels.recording import call_kernel
 from scalablevit.kernels.selection import is_wanted, lists_kernel
 
@@ -77,11 +78,13 @@ def attend(
     if torch.jit.is_scripting():
         return _attend_fused(query, key, value, scale, dropout, mask)
     else:
-        if mask is None and dropout == 0.0 and is_wanted(query.device) and not torch.jit.is_tracing():
-            if is_traced():  # the operator decides, so that no size is guarded
-                return torch.ops.scalablevit.short_attention(query, key, value, scale)
-            kernel = lists_kernel(query, key, value)
-            if kernel is not None:
+        if mask is None and is_wanted(query.device) and not torch.jit.is_tracing():
+            if is_traced():
+                if dropout == 0.0:  # the operator decides, so that no size is guarded
+                    return torch.ops.scalablevit.short_attention(query, key, value, scale)
+            elif (kernel := lists_kernel(query, key, value, dropout=dropout)) is not None:
+                if dropout > 0.0:
+                    return _attend_and_drop_by(kernel, query, key, value, scale, Dropout.drawn(dropout))
                 return _attend_by(kernel, query, key, value, scale)
         body = _attend_unfused if _is_slow_to_train(query, key, value) else _attend_fused
         return body(query, key, value, scale, dropout, mask)
@@ -94,6 +97,24 @@ def _attend_by(kernel: Any, query: Tensor, key: Tensor, value: Tensor, scale: fl
         backward=lambda *lists: kernel.attend_to_few_backward(*lists, scale),
         plain=lambda query, key, value: _attend_fused(query, key, value, scale, 0.0, None),
         operator=lambda *lists: _operator(*lists, scale),
+    )
+
+
+def _attend_and_drop_by(
+    kernel: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: Dropout
+) -> Tensor:
+    def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        b, heads, queries, _ = query.shape
+        left = dropout.factors(b * heads * queries, key.shape[2]).view(b, heads, queries, -1)
+        weights = torch.softmax(query @ key.mT * scale, dim=-1)
+        return (weights * left.to(weights.dtype)) @ value
+
+    return call_kernel(
+        (query, key, value),
+        forward=lambda *lists: kernel.attend_to_few(*lists, scale, dropout),
+        backward=lambda *lists: kernel.attend_to_few_backward(*lists, scale, dropout),
+        plain=plain,
+        operator=plain,  # which is not asked for: no kernel is found where operations are counted or recorded
     )
 
 

@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.dropping import can_drop, probability_of
+from scalablevit.kernels.cpu import rows as native_rows
+from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.selection import is_wanted, products_kernel, rows_kernel
 from scalablevit.layers import Branch, Linear, is_eager, is_plain
@@ -84,9 +87,8 @@ class FeedForward(Branch):
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
 
     def _apply_fused(self, x: Tensor, norm: Norm | None, *, residual: bool = False) -> Tensor:
-        return feed_forward(
-            x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, norm=norm, residual=residual
-        )
+        layers = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        return feed_forward(x, *layers, norm=norm, residual=residual, dropout=probability_of(self.dropout))
 
     def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
         """The feed-forward of norm(x), plus x, as one operator, where compiled graphs had better call it as a whole.
@@ -94,7 +96,7 @@ class FeedForward(Branch):
         That is on a CPU, without a backward pass: what the compiler makes of the layers goes through memory between
         them.
         """
-        if x.device.type != "cpu" or not is_wanted(x.device) or (self.training and self.dropout.p > 0.0):
+        if x.device.type != "cpu" or not is_wanted(x.device) or probability_of(self.dropout) > 0.0:
             return None
         if not self._is_plain() or self.fc1.bias is None or self.fc2.bias is None:
             return None
@@ -106,12 +108,11 @@ class FeedForward(Branch):
 
     def _is_fusible(self, x: Tensor, norm: Norm | None) -> bool:
         """Whether the layers are just what they were made as, and of one type, or of types that autocast mixes."""
-        if (self.training and self.dropout.p > 0.0) or not may_recompute(x):
-            return False
-        if not self._is_plain() or self.fc1.bias is None or self.fc2.bias is None:
+        if not may_recompute(x) or not self._is_plain() or self.fc1.bias is None or self.fc2.bias is None:
             return False
         parameters = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
-        return product_dtype(x, norm, parameters) is not None
+        dtype, probability = product_dtype(x, norm, parameters), probability_of(self.dropout)
+        return dtype is not None and (probability == 0.0 or can_drop(x, dtype, probability))
 
     def _is_plain(self) -> bool:
         return is_plain(self.fc1) and is_plain(self.fc2) and is_plain(self.dropout, nn.Dropout)
@@ -126,8 +127,9 @@ def feed_forward(
     *,
     norm: Norm | None = None,
     residual: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """linear(gelu(linear(norm(x)))), which autograd records as one step that keeps x alone.
+    """dropout(linear(dropout(gelu(linear(norm(x)))))), which autograd records as one step that keeps x alone.
 
     Args:
         x: (..., c).
@@ -137,6 +139,7 @@ def feed_forward(
         bias2: (c).
         norm: The norm that x goes through first; None for none.
         residual: Whether x is added to the result.
+        dropout: Probability that an element is zeroed; above 0 only where one `can_drop`.
 
     Returns:
         (..., c).
@@ -144,7 +147,7 @@ def feed_forward(
     dtype = product_dtype(x, norm, (weight1, bias1, weight2, bias2))
     assert dtype is not None
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
-    settings = Settings(dtype, eps, residual)
+    settings = Settings(dtype, eps, residual, Dropout.drawn(dropout))
     arguments = x, norm_weight, norm_bias, weight1, bias1, weight2, bias2
     if is_recorded(*arguments):
         out: Tensor = _FeedForward.apply(settings, *arguments)
@@ -189,6 +192,7 @@ class Settings(NamedTuple):
     dtype: torch.dtype  # of the products
     eps: float  # of the norm
     residual: bool
+    dropout: Dropout = NO_DROPOUT  # of the hidden layer; `another` one of the result
 
 
 class _FeedForward(torch.autograd.Function):
@@ -219,8 +223,17 @@ def _plain(
     """The step in operations that autograd records."""
     weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     read = normalise(x, norm_weight, norm_bias, settings.eps)[0].to(settings.dtype)
-    out = F.linear(F.gelu(F.linear(read, weight1, bias1)), weight2, bias2)
+    dropout = settings.dropout
+    hidden = _dropped(F.gelu(F.linear(read, weight1, bias1)), dropout)
+    out = _dropped(F.linear(hidden, weight2, bias2), dropout.another())
     return x + out if settings.residual else out
+
+
+def _dropped(x: Tensor, dropout: Dropout) -> Tensor:
+    if dropout.probability == 0.0:
+        return x
+    width = x.shape[-1]
+    return x * dropout.factors(x.numel() // width, width).to(x.dtype).view(x.shape)
 
 
 def _forward(
@@ -238,7 +251,7 @@ def _forward(
     products = products_kernel(rows, settings.dtype, *parameters) if _fit(x, norm_weight, parameters) else None
     if products is not None and rows.is_contiguous():
         before = None if norm_weight is None else (norm_weight, norm_bias, settings.eps)
-        products.feed_forward(rows, before, parameters, out_rows, residual=settings.residual)
+        products.feed_forward(rows, before, parameters, out_rows, residual=settings.residual, dropout=settings.dropout)
         return out
     weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     kernel = rows_kernel(rows, settings.dtype)
@@ -246,7 +259,7 @@ def _forward(
         if kernel is not None:
             biases = parameters[1], parameters[3]
             norm = norm_weight, norm_bias
-            _forward_natively(kernel, settings, rows[part], norm, (weight1, weight2), biases, out_rows[part])
+            _forward_natively(kernel, settings, rows, part, norm, (weight1, weight2), biases, out_rows[part])
             continue
         read = normalise(rows[part], norm_weight, norm_bias, settings.eps)[0].to(settings.dtype)
         activated = torch.ops.aten.gelu_(_linear(read, weight1, bias1))
@@ -271,17 +284,19 @@ def _fit(x: Tensor, norm_weight: Tensor | None, parameters: Sequence[Tensor]) ->
 def _forward_natively(
     kernel: Any,
     settings: Settings,
-    rows: Tensor,
+    all_rows: Tensor,
+    part: slice,
     norm: tuple[Tensor | None, Tensor | None],
     weights: tuple[Tensor, Tensor],
     biases: tuple[Tensor, Tensor],
     out: Tensor,
 ) -> None:
     """The same for one slice, with all that is not a product in passes of our own: about half as many."""
+    rows, dropout = all_rows[part], settings.dropout
     read = rows if norm[0] is None else kernel.normalise(rows, *norm, settings.eps)
-    activated = kernel.add_bias_gelu_(read @ weights[0].t(), biases[0])
+    activated = kernel.add_bias_gelu_(read @ weights[0].t(), biases[0], dropout, part.start)
     torch.mm(activated, weights[1].t(), out=out)
-    kernel.add_bias_residual_(out, biases[1], rows if settings.residual else None)
+    kernel.add_bias_residual_(out, biases[1], rows if settings.residual else None, dropout.another(), part.start)
 
 
 def _gradients(
@@ -300,16 +315,19 @@ def _gradients(
         Total(tensor, needed) for tensor, needed in zip((norm_weight, norm_bias, *parameters), needs[1:], strict=True)
     ]
     norm_weight_total, norm_bias_total, weight1_total, bias1_total, weight2_total, bias2_total = totals
-    kernel = rows_kernel(rows, settings.dtype)
+    drops = settings.dropout.probability > 0.0
+    kernel = native_rows if drops else rows_kernel(rows, settings.dtype)
     for part in _slices(rows, width=weight1.shape[0], dtype=settings.dtype):
         normed, mean, rstd = normalise(rows[part], norm_weight, norm_bias, settings.eps)
         read = normed.to(settings.dtype)
         grad_out = grad_rows[part].to(settings.dtype)
+        if drops:
+            grad_out = native_rows.drop(grad_out.contiguous(), settings.dropout.another(), first_row=part.start)
         bias2_total.add_rows(grad_out)
         grad_hidden = product(grad_out, weight2)
         if kernel is not None:
             activated = product(read, weight1.t())
-            kernel.differentiate_gelu_(grad_hidden, activated, parameters[1])
+            kernel.differentiate_gelu_(grad_hidden, activated, parameters[1], settings.dropout, part.start)
         else:
             hidden = _linear(read, weight1, bias1)
             activated = F.gelu(hidden)

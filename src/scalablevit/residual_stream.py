@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from scalablevit.dropping import add_dropped, probability_of
 from scalablevit.kernels.selection import products_kernel, rows_kernel
 from scalablevit.layers import Linear, is_plain
 from scalablevit.recomputation import is_recorded, may_recompute, norm_of, product_dtype, without_autocast
@@ -77,12 +78,17 @@ def add_projected(residual: Tensor | None, layer: Linear, dropout: nn.Dropout, v
         out = _add_natively(residual, layer, dropout, values)
         if out is not None:
             return out
-    projected: Tensor = dropout(layer(values))
+    projected: Tensor = layer(values)
+    if is_plain(dropout, nn.Dropout):
+        out = add_dropped(residual, projected, probability_of(dropout))
+        if out is not None:
+            return out
+    projected = dropout(projected)
     return projected if residual is None else residual + projected
 
 
 def _add_natively(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor | None:
-    if layer.bias is None or (dropout.training and dropout.p > 0.0) or not may_recompute(values):
+    if layer.bias is None or probability_of(dropout) > 0.0 or not may_recompute(values):
         return None
     if is_recorded(residual, values, layer.weight, layer.bias):
         return None

@@ -27,7 +27,8 @@ _README: dict[str, Any] = {
 }
 # Configurations that vit-pytorch's class and ours take alike, in that package's form.
 PRESETS: dict[str, dict[str, Any]] = {
-    "readme": _README,  # the one in vit-pytorch's README
+    "readme": {**_README, "dropout": 0.1},  # the one in vit-pytorch's README
+    "readme-without-dropout": _README,
     "paper-depth": {**_README, "depth": (1, 1, 10, 1), "window_size": 7},  # small's depth and windows
 }
 
@@ -54,7 +55,8 @@ def parse_contender(name: str) -> Contender:
 
     Args:
         name: ``scalablevit_small`` or another network of ours; ``vit-pytorch:PRESET`` (that package's model) and
-            ``scalablevit:PRESET`` (ours, the same network), where the preset is ``readme`` or ``paper-depth``;
+            ``scalablevit:PRESET`` (ours, the same network), where the preset is ``readme``,
+            ``readme-without-dropout`` or ``paper-depth``;
             ``timm:NAME``, any model of timm; ``path:FILE.py:FACTORY``, a function or class in a file, which is called
             without arguments and gives a model.
 

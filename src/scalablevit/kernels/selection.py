@@ -102,9 +102,10 @@ def use_native(choice: Choice) -> _Restoration:
 
     They are C++, compiled for the machine's own processor when they are first wanted, which takes some seconds, and
     kept in the user's cache folder. They take float32 and bfloat16: attention in windows of up to 256 positions and to
-    lists of as many keys, in float32 of 65,536, without attention dropout; products, and what the feed-forward does
-    beside them; in float32 dense 3x3 convolutions. What they do not take, and everything where no compiler is found,
-    runs through PyTorch. Those of attention have first derivatives in reverse mode only, like the Triton kernels.
+    lists of as many keys, in float32 or with dropout of 65,536; products, and what the feed-forward does beside them;
+    dropout outside of compiled graphs; in float32 dense 3x3 convolutions. What they do not take, and everything where
+    no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse mode only, like the
+    Triton kernels.
 
         scalablevit.kernels.use_native(False)  # from here on
         with scalablevit.kernels.use_native(False):  # only inside
@@ -147,13 +148,17 @@ def windows_kernel(query_key: Tensor, value: Tensor, heads: int, window_size: in
     return _native(keys, query_key, value)
 
 
-def lists_kernel(query: Tensor, key: Tensor, value: Tensor) -> Any:
+def lists_kernel(query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0) -> Any:
     """The module whose `attend_to_few` takes these tensors; None if none does."""
-    if takes_lists(query, key, value):
+    if dropout >= 1.0:
+        return None
+    if dropout == 0.0 and takes_lists(query, key, value):
         return _module("scalablevit.kernels.short_attention")
     if not query.shape[:2] == key.shape[:2] == value.shape[:2] or key.shape[2] != value.shape[2]:
         return None  # PyTorch broadcasts, or says what is wrong
-    return _native(key.shape[2], query, key, value, most=MAX_NATIVE_LIST.get(query.dtype, 0))
+    # PyTorch's fused attention for CPUs knows no dropout: with it the kernel's rival are plain products.
+    most = MAX_NATIVE_LIST.get(torch.float32 if dropout > 0.0 else query.dtype, 0)
+    return _native(key.shape[2], query, key, value, most=most)
 
 
 def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:

@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "vectors.h"
+#include "dropout.h"
 
 namespace scalablevit {
 
@@ -31,7 +31,10 @@ inline void copy(const T* from, float* to, int width, float factor = 1.0f) {
 // (d, block), weights (k, block) and transposed results (e, block). Widths are rounded up to whole vectors.
 struct Workspace {
   static constexpr int kQueries = kBlock;
+  static constexpr bool kDrops = true;
 
+  Dropout dropout;  // of weights
+  Unsigned first_keys[kVectors], second_keys[kVectors];  // of the block's queries
   int keys = 0, key_width, value_width, key_stride, value_stride;
   std::vector<float> key, value, query, weights, result;
 
@@ -46,6 +49,21 @@ struct Workspace {
         query((size_t)key_stride * kBlock),
         weights((size_t)(all_weights ? most_keys : std::min(most_keys, kStripe)) * kBlock),
         result((size_t)value_stride * kBlock) {}
+
+  // The block's weights are rows from `first` on of what is dropped from; each has as many elements as there are keys.
+  void set_rows(int64_t first) {
+    if (!dropout.is_on()) return;
+    for (int q = 0; q < kBlock; ++q) {
+      const RowKeys keys = dropout.keys(first + q);
+      first_keys[q / kLanes][q % kLanes] = keys.first;
+      second_keys[q / kLanes][q % kLanes] = keys.second;
+    }
+  }
+
+  // Whether the weights of a vector of queries for a key are left.
+  Integers leaves(int vector, int key) const {
+    return dropout.leaves(first_keys[vector], second_keys[vector], (uint32_t)key - Unsigned{});
+  }
 
   // `key_row(k)` and `value_row(k)` are those of `count` keys.
   template <typename KeyRow, typename ValueRow>
@@ -120,8 +138,8 @@ struct Sums {
 };
 
 // What the block's queries give to `count` keys from `first` on, but for the factor that is one over the sum in the end:
-// work.weights. Returns what weights of the keys before are to be multiplied with.
-template <int kWidth>
+// work.weights, of which some are dropped then. Returns what weights of the keys before are to be multiplied with.
+template <int kWidth, bool kDrops>
 inline std::array<Vector, kWidth> weigh(Workspace& work, int first, int count, Sums<kWidth>& sums) {
   multiply<kWidth, kRows>({&work.key[(size_t)first * work.key_stride], work.key_stride}, {work.query.data(), kBlock},
                           work.key_width, work.weights.data(), kBlock, count);
@@ -140,7 +158,10 @@ inline std::array<Vector, kWidth> weigh(Workspace& work, int first, int count, S
       float* weight = &work.weights[(size_t)k * kBlock + v * kLanes];
       const Vector found = power_of_two(load(weight) - most[v]);
       total[v] += found;
-      store(weight, found);
+      if constexpr (kDrops)
+        store(weight, work.leaves(v, first + k) ? found : Vector{});
+      else
+        store(weight, found);
     }
   for (int v = 0; v < kWidth; ++v) sums.most[v] = most[v], sums.total[v] = total[v];
   return factors;
@@ -156,12 +177,12 @@ inline void scale_result(Workspace& work, const std::array<Vector, kWidth>& fact
 }
 
 // Attention of the kWidth vectors of queries that lie in the workspace.
-template <int kWidth>
+template <int kWidth, bool kDrops>
 void attend(Workspace& work) {
   Sums<kWidth> sums;
   for (int first = 0; first < work.keys; first += kStripe) {
     const int count = std::min(kStripe, work.keys - first);
-    const auto factors = weigh<kWidth>(work, first, count, sums);
+    const auto factors = weigh<kWidth, kDrops>(work, first, count, sums);
     const Matrix values{&work.value[(size_t)first * work.value_stride], 1, work.value_stride};
     const Matrix weights{work.weights.data(), kBlock};
     if (first) {
@@ -172,7 +193,7 @@ void attend(Workspace& work) {
     }
   }
   std::array<Vector, kWidth> factors;
-  for (int v = 0; v < kWidth; ++v) factors[v] = 1.0f / sums.total[v];
+  for (int v = 0; v < kWidth; ++v) factors[v] = (kDrops ? work.dropout.factor : 1.0f) / sums.total[v];
   scale_result<kWidth>(work, factors);
 }
 
@@ -196,7 +217,7 @@ inline void attend_block(Workspace& work, int count, float scale, Row row, Finis
     for (int q = 0; q < some; ++q) rows[q] = row(first + q);
     set_columns(work.query, first, rows, some, work.key_width, scale * kLog2OfE);
   }
-  with_width(count, [&](auto width) { attend<width>(work); });
+  with_width(count, [&](auto width) { work.dropout.is_on() ? attend<width, true>(work) : attend<width, false>(work); });
   for (int first = 0; first < count; first += kLanes)
     for (int e = 0; e < work.value_width; e += kLanes) {
       Vector rows[kLanes];
@@ -227,29 +248,43 @@ struct GradientWorkspace : Workspace {
   }
 };
 
-// Gradients of `attend`; with P the weights and dP their gradients, those of the scores are P * (dP - sum(P * dP)).
-template <int kWidth>
+// Gradients of `attend`; with P the weights and dP their gradients, those of the scores are P * (dP - sum(P * dP)). Weights
+// that are dropped have none, and are marked by their sign until they go.
+template <int kWidth, bool kDrops>
 void differentiate(GradientWorkspace& work, int count) {
   Sums<kWidth> sums;
   Vector means[kWidth] = {};
-  weigh<kWidth>(work, 0, work.keys, sums);
+  weigh<kWidth, false>(work, 0, work.keys, sums);
   for (int v = 0; v < kWidth; ++v) sums.total[v] = 1.0f / sums.total[v];
   multiply<kWidth, kRows>({work.value.data(), work.value_stride}, {work.grad.data(), kBlock}, work.value_width,
                           work.grad_weights.data(), kBlock, work.keys);
   for (int k = 0; k < work.keys; ++k)
     for (int v = 0; v < kWidth; ++v) {
-      float* weight = &work.weights[k * kBlock + v * kLanes];
-      const Vector found = load(weight) * sums.total[v];
+      float *weight = &work.weights[k * kBlock + v * kLanes], *gradient = &work.grad_weights[k * kBlock + v * kLanes];
+      Vector found = load(weight) * sums.total[v], change = load(gradient);
+      if constexpr (kDrops) {
+        const Integers left = work.leaves(v, k);
+        change = left ? change * work.dropout.factor : Vector{};
+        store(gradient, change);
+        means[v] += found * change;
+        found = left ? found : -found;
+      } else {
+        means[v] += found * change;
+      }
       store(weight, found);
-      means[v] += found * load(&work.grad_weights[k * kBlock + v * kLanes]);
+    }
+  for (int k = 0; k < work.keys; ++k)
+    for (int v = 0; v < kWidth; ++v) {
+      float *weight = &work.weights[k * kBlock + v * kLanes], *gradient = &work.grad_weights[k * kBlock + v * kLanes];
+      Vector found = load(weight);
+      if constexpr (kDrops) {
+        store(weight, found < 0.0f ? Vector{} : found * work.dropout.factor);
+        found = found < 0.0f ? -found : found;
+      }
+      store(gradient, found * (load(gradient) - means[v]));
     }
   add_product({work.weights.data(), kBlock}, {work.grad_rows.data(), work.value_stride}, count, work.grad_value.data(),
               work.value_stride, work.keys, work.value_stride);
-  for (int k = 0; k < work.keys; ++k)
-    for (int v = 0; v < kWidth; ++v) {
-      float* gradient = &work.grad_weights[k * kBlock + v * kLanes];
-      store(gradient, load(&work.weights[k * kBlock + v * kLanes]) * (load(gradient) - means[v]));
-    }
   add_product({work.grad_weights.data(), kBlock}, {work.query_rows.data(), work.key_stride}, count, work.grad_key.data(),
               work.key_stride, work.keys, work.key_stride);
   for (int first = 0; first < work.keys; first += kStripe) {  // sums of short sums round less often
@@ -279,7 +314,9 @@ inline void differentiate_block(GradientWorkspace& work, int count, float scale,
       copy(grad_rows[q], &work.grad_rows[(size_t)(first + q) * work.value_stride], work.value_width);
     }
   }
-  with_width(count, [&](auto width) { differentiate<width>(work, count); });
+  with_width(count, [&](auto width) {
+    work.dropout.is_on() ? differentiate<width, true>(work, count) : differentiate<width, false>(work, count);
+  });
   for (int first = 0; first < count; first += kLanes)
     for (int d = 0; d < work.key_width; d += kLanes) {
       Vector rows[kLanes];

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.kernels.cpu.compilation import library
+from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 
 
 def attend_in_windows(
@@ -83,7 +84,7 @@ def attend_in_windows_backward(
     return grad_query_key, grad_value
 
 
-def attend_to_few(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def attend_to_few(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: Dropout = NO_DROPOUT) -> Tensor:
     """softmax(scale * query @ key^T) @ value for few keys, of any strides.
 
     Args:
@@ -91,6 +92,7 @@ def attend_to_few(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Te
         key: (b, n, k, d).
         value: (b, n, k, d').
         scale: Factor of the scores.
+        dropout: Of attention weights: of rows (b, n, q).
 
     Returns:
         (b, n, q, d'), which lies in memory as (b, q, n, d').
@@ -104,12 +106,13 @@ def attend_to_few(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Te
         *_list_sizes(query, value),
         _strides(query, key, value),
         ctypes.c_float(scale),
+        *dropout.arguments(),
     )
     return out
 
 
 def attend_to_few_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: Dropout = NO_DROPOUT
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `attend_to_few` with respect to its three tensors, from that of its result (b, n, q, d')."""
     tensors = [_with_unit_stride(x) for x in (grad, query, key, value)]
@@ -121,6 +124,7 @@ def attend_to_few_backward(
         *_list_sizes(query, value),
         _strides(*tensors),
         ctypes.c_float(scale),
+        *dropout.arguments(),
     )
     return gradients[0], gradients[1], gradients[2]
 

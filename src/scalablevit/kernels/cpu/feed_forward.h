@@ -11,11 +11,12 @@ namespace scalablevit {
 
 constexpr int64_t kHiddenGroups = 8;  // of the hidden layer at once
 
-// out = gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2, plus x if kept.
+// out = gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2, plus x if kept. `of_hidden` drops from what the GELU gives,
+// (rows, f), `of_result` from what the second layer does, (rows, c).
 template <typename Products, typename T, typename W>
 void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, float eps, const W* weight1,
                   const float* bias1, const W* weight2, const float* bias2, T* out, int64_t rows, int width, int hidden,
-                  bool residual, int threads) {
+                  bool residual, Dropout of_hidden, Dropout of_result, int threads) {
   using Number = typename Products::Number;
   static thread_local Scratch of_weights;
   const int64_t groups = groups_of(width), hidden_groups = groups_of(hidden);
@@ -57,7 +58,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
       for (int64_t i = 0; i < count; ++i)
         for_each_vector(width, [&](int j, int some_columns) {
           Vector begin = load_some(bias2 + j, some_columns);
-          if (residual) begin += load_some(from + i * width + j, some_columns);
+          if (residual && !of_result.is_on()) begin += load_some(from + i * width + j, some_columns);
           store(result + i * stride + j, begin);
         });
       for (int64_t h = 0; h < hidden_groups; h += kHiddenGroups) {
@@ -72,6 +73,10 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
               Vector numbers[kStep / kLanes];
               for (int v = 0; v < kStep / kLanes; ++v)
                 numbers[v] = gelu<T>(load(sums + v * kLanes) + load(bias + v * kLanes));
+              if (of_hidden.is_on()) {
+                const RowKeys keys = of_hidden.keys(start + block + row);
+                for (int v = 0; v < kStep / kLanes; ++v) numbers[v] = of_hidden(numbers[v], keys, g * kGroup + v * kLanes);
+              }
               Products::set(chunk, chunk_size, row, g - h, numbers);
             });
           }
@@ -88,10 +93,17 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
           }
         }
       }
-      for (int64_t i = 0; i < count; ++i)
+      for (int64_t i = 0; i < count; ++i) {
+        const RowKeys keys = of_result.keys(start + i);
         for_each_vector(width, [&](int j, int some_columns) {
-          store_some(out + (start + i) * width + j, load(result + i * stride + j), some_columns);
+          Vector found = load(result + i * stride + j);
+          if (of_result.is_on()) {
+            found = of_result(found, keys, j);
+            if (residual) found += load_some(from + i * width + j, some_columns);
+          }
+          store_some(out + (start + i) * width + j, found, some_columns);
         });
+      }
     }
   }
 }

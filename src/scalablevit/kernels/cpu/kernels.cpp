@@ -9,7 +9,8 @@
 
 using namespace scalablevit;
 
-// Strides come in the order of the tensors: three of each map (b, h, w) or list (b, n, row).
+// Strides come in the order of the tensors: three of each map (b, h, w) or list (b, n, row). A dropout comes as
+// its seed and its probability, 0 for none.
 #define OPERATIONS(NAME, T)                                                                                              \
   extern "C" void attend_in_windows_##NAME(const void* query_key, const void* value, void* out, const float* lim_weight, \
                                            const float* lim_bias, int b, int height, int width, int heads,              \
@@ -28,38 +29,44 @@ using namespace scalablevit;
                                 {strides[0], strides[1], strides[2]}, {strides[3], strides[4], strides[5]},             \
                                 {strides[6], strides[7], strides[8]}, window_height, window_width, scale, threads);     \
   }                                                                                                                      \
-  extern "C" void attend_to_list_##NAME(const void* query, const void* key, const void* value, void* out, int b,        \
-                                        int heads, int queries, int keys, int key_width, int value_width,               \
-                                        const int64_t* strides, float scale, int threads) {                             \
-    attend_to_list<T>((const T*)query, (const T*)key, (const T*)value, (T*)out, b, heads, queries, keys, key_width,     \
-                      value_width, {strides[0], strides[1], strides[2]}, {strides[3], strides[4], strides[5]},          \
-                      {strides[6], strides[7], strides[8]}, scale, threads);                                            \
+  extern "C" void attend_to_list_##NAME(const void* query, const void* key, const void* value, void* out, int b,         \
+                                        int heads, int queries, int keys, int key_width, int value_width,                \
+                                        const int64_t* strides, float scale, uint64_t seed, double probability,          \
+                                        int threads) {                                                                   \
+    attend_to_list<T>((const T*)query, (const T*)key, (const T*)value, (T*)out, b, heads, queries, keys, key_width,      \
+                      value_width, {strides[0], strides[1], strides[2]}, {strides[3], strides[4], strides[5]},           \
+                      {strides[6], strides[7], strides[8]}, scale, {seed, probability}, threads);                        \
   }                                                                                                                      \
-  extern "C" void differentiate_list_##NAME(const void* grad, const void* query, const void* key, const void* value,    \
-                                            void* grad_query, void* grad_key, void* grad_value, int b, int heads,       \
-                                            int queries, int keys, int key_width, int value_width,                      \
-                                            const int64_t* strides, float scale, int threads) {                         \
-    differentiate_list<T>((const T*)grad, (const T*)query, (const T*)key, (const T*)value, (T*)grad_query,              \
-                          (T*)grad_key, (T*)grad_value, b, heads, queries, keys, key_width, value_width,                \
-                          {strides[0], strides[1], strides[2]}, {strides[3], strides[4], strides[5]},                   \
-                          {strides[6], strides[7], strides[8]}, {strides[9], strides[10], strides[11]}, scale, threads); \
+  extern "C" void differentiate_list_##NAME(const void* grad, const void* query, const void* key, const void* value,     \
+                                            void* grad_query, void* grad_key, void* grad_value, int b, int heads,        \
+                                            int queries, int keys, int key_width, int value_width,                       \
+                                            const int64_t* strides, float scale, uint64_t seed, double probability,      \
+                                            int threads) {                                                               \
+    differentiate_list<T>((const T*)grad, (const T*)query, (const T*)key, (const T*)value, (T*)grad_query,               \
+                          (T*)grad_key, (T*)grad_value, b, heads, queries, keys, key_width, value_width,                 \
+                          {strides[0], strides[1], strides[2]}, {strides[3], strides[4], strides[5]},                    \
+                          {strides[6], strides[7], strides[8]}, {strides[9], strides[10], strides[11]}, scale,           \
+                          {seed, probability}, threads);                                                                 \
   }
 
 #define ROWS(NAME, T)                                                                                                    \
-  extern "C" void normalise_##NAME(const void* x, const float* weight, const float* bias, void* out, int64_t rows,      \
-                                   int width, float eps, int threads) {                                                 \
-    normalise<T>((const T*)x, weight, bias, (T*)out, rows, width, eps, threads);                                        \
+  extern "C" void normalise_##NAME(const void* x, const float* weight, const float* bias, void* out, int64_t rows,       \
+                                   int width, float eps, int threads) {                                                  \
+    normalise<T>((const T*)x, weight, bias, (T*)out, rows, width, eps, threads);                                         \
   }                                                                                                                      \
-  extern "C" void add_bias_gelu_##NAME(void* x, const float* bias, int64_t rows, int width, int threads) {              \
-    add_bias_gelu<T>((T*)x, bias, rows, width, threads);                                                                \
+  extern "C" void add_bias_gelu_##NAME(void* x, const float* bias, int64_t rows, int width, uint64_t seed,               \
+                                       double probability, int64_t first_row, int threads) {                             \
+    add_bias_gelu<T>((T*)x, bias, rows, width, {seed, probability}, first_row, threads);                                 \
   }                                                                                                                      \
-  extern "C" void differentiate_gelu_##NAME(void* grad, void* x, const float* bias, int64_t rows, int width,            \
-                                            int threads) {                                                              \
-    differentiate_gelu<T>((T*)grad, (T*)x, bias, rows, width, threads);                                                 \
+  extern "C" void differentiate_gelu_##NAME(void* grad, void* x, const float* bias, int64_t rows, int width,             \
+                                            uint64_t seed, double probability, int64_t first_row, int threads) {         \
+    differentiate_gelu<T>((T*)grad, (T*)x, bias, rows, width, {seed, probability}, first_row, threads);                  \
   }                                                                                                                      \
-  extern "C" void add_bias_residual_##NAME(void* out, const float* bias, const void* residual, int64_t rows, int width, \
-                                           int threads) {                                                               \
-    add_bias_residual<T>((T*)out, bias, (const T*)residual, rows, width, threads);                                      \
+  extern "C" void add_bias_residual_##NAME(const void* x, const float* bias, const void* residual, void* out,            \
+                                           int64_t rows, int width, uint64_t seed, double probability,                   \
+                                           int64_t first_row, int threads) {                                             \
+    add_bias_residual<T>((const T*)x, bias, (const T*)residual, (T*)out, rows, width, {seed, probability}, first_row,    \
+                         threads);                                                                                       \
   }
 
 OPERATIONS(float32, float)
@@ -73,14 +80,16 @@ extern "C" int fewest_rows_bfloat16() { return fewest_rows<BFloat16>(); }
 extern "C" int has_tiles() { return scalablevit::has_tiles(); }
 
 #define PRODUCTS(NAME, T, W)                                                                                             \
-  extern "C" void feed_forward_##NAME(const void* x, const float* norm_weight, const float* norm_bias,                  \
-                                      const void* weight1, const float* bias1, const void* weight2, const float* bias2, \
-                                      void* out, int64_t rows, int width, int hidden, float eps, int residual,          \
-                                      int threads) {                                                                    \
+  extern "C" void feed_forward_##NAME(const void* x, const float* norm_weight, const float* norm_bias,                   \
+                                      const void* weight1, const float* bias1, const void* weight2, const float* bias2,  \
+                                      void* out, int64_t rows, int width, int hidden, float eps, int residual,           \
+                                      uint64_t seed_of_hidden, uint64_t seed_of_result, double probability,              \
+                                      int threads) {                                                                     \
     with_products<T>([&](auto kind) {                                                                                    \
       feed_forward<typename decltype(kind)::Type, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight1,     \
-                                                        bias1, (const W*)weight2, bias2, (T*)out, rows, width, hidden,  \
-                                                        residual, threads);                                             \
+                                                        bias1, (const W*)weight2, bias2, (T*)out, rows, width, hidden,   \
+                                                        residual, {seed_of_hidden, probability},                         \
+                                                        {seed_of_result, probability}, threads);                         \
     });                                                                                                                  \
   }                                                                                                                      \
   extern "C" void linear_##NAME(const void* x, const float* norm_weight, const float* norm_bias, const void* weight,    \

@@ -1,7 +1,7 @@
 // Attention of any number of queries to a short list of keys.
 //
 // Axes: b batch, n heads, q queries, k keys, d width of a query and key head, e of a value head. Strides are counted in
-// elements; the channels of a head lie side by side.
+// elements; the channels of a head lie side by side. What is dropped from are rows of weights (b, n, q).
 
 #pragma once
 
@@ -16,13 +16,14 @@ struct ListStrides {  // of (b, n, length, width)
 template <typename Work, typename T>
 void attend_to_list_in(const T* query, const T* key, const T* value, T* out, int b, int heads, int queries, int keys,
                        int key_width, int value_width, ListStrides query_strides, ListStrides key_strides,
-                       ListStrides value_strides, float scale, int threads) {
+                       ListStrides value_strides, float scale, Dropout dropout, int threads) {
   constexpr int kPiece = 4 * Work::kQueries;  // that a thread takes at once, so that few heads keep all threads busy
   const int pieces = (queries + kPiece - 1) / kPiece;
   const int64_t tasks = (int64_t)b * heads * pieces;
 #pragma omp parallel num_threads(threads)
   {
     Work work(keys, key_width, value_width);
+    if constexpr (Work::kDrops) work.dropout = dropout;
     int64_t held = -1;  // whose keys and values the workspace has
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < tasks; ++task) {
@@ -38,6 +39,7 @@ void attend_to_list_in(const T* query, const T* key, const T* value, T* out, int
       for (int first = begin; first < end; first += Work::kQueries) {
         const T* rows = query + image * query_strides.b + n * query_strides.n + first * query_strides.row;
         T* target = out + ((image * queries + first) * heads + n) * value_width;  // heads side by side
+        if constexpr (Work::kDrops) work.set_rows(pair * queries + first);
         attend_block(
             work, std::min(Work::kQueries, end - first), scale, [&](int q) { return rows + q * query_strides.row; },
             [&](int q, int e, Vector found) {
@@ -51,10 +53,10 @@ void attend_to_list_in(const T* query, const T* key, const T* value, T* out, int
 template <typename T>
 void attend_to_list(const T* query, const T* key, const T* value, T* out, int b, int heads, int queries, int keys,
                     int key_width, int value_width, ListStrides query_strides, ListStrides key_strides,
-                    ListStrides value_strides, float scale, int threads) {
-  with_workspace<T>(keys, [&](auto kind) {
+                    ListStrides value_strides, float scale, Dropout dropout, int threads) {
+  with_workspace<T>(keys, dropout.is_on(), [&](auto kind) {
     attend_to_list_in<typename decltype(kind)::Type>(query, key, value, out, b, heads, queries, keys, key_width, value_width,
-                                                     query_strides, key_strides, value_strides, scale, threads);
+                                                     query_strides, key_strides, value_strides, scale, dropout, threads);
   });
 }
 
@@ -63,10 +65,11 @@ template <typename T>
 void differentiate_list(const T* grad, const T* query, const T* key, const T* value, T* grad_query, T* grad_key,
                         T* grad_value, int b, int heads, int queries, int keys, int key_width, int value_width,
                         ListStrides grad_strides, ListStrides query_strides, ListStrides key_strides,
-                        ListStrides value_strides, float scale, int threads) {
+                        ListStrides value_strides, float scale, Dropout dropout, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     GradientWorkspace work(keys, key_width, value_width);
+    work.dropout = dropout;
 #pragma omp for schedule(static)
     for (int64_t pair = 0; pair < (int64_t)b * heads; ++pair) {
       const int64_t image = pair / heads, n = pair % heads;
@@ -80,6 +83,7 @@ void differentiate_list(const T* grad, const T* query, const T* key, const T* va
         const T* rows = query + image * query_strides.b + n * query_strides.n + first * query_strides.row;
         const T* grads = grad + image * grad_strides.b + n * grad_strides.n + first * grad_strides.row;
         T* target = grad_query + ((image * queries + first) * heads + n) * key_width;
+        work.set_rows(pair * queries + first);
         differentiate_block(
             work, std::min(kBlock, queries - first), scale, [&](int q) { return rows + q * query_strides.row; },
             [&](int q) { return grads + q * grad_strides.row; },

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scalablevit.kernels.cpu.attention import addresses, call
 from scalablevit.kernels.cpu.rows import as_float
+from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 
 _LONGEST_SUM = 1024  # of bfloat16 in one part
 
@@ -65,8 +66,9 @@ def feed_forward(
     out: Tensor,
     *,
     residual: bool,
+    dropout: Dropout = NO_DROPOUT,
 ) -> None:
-    """``linear(gelu(linear(norm(x))))``, plus x if wanted, into `out`.
+    """``dropout(linear(dropout(gelu(linear(norm(x))))))``, plus x if wanted, into `out`.
 
     Args:
         x: (rows, c), contiguous.
@@ -75,6 +77,7 @@ def feed_forward(
             the type of x or float32.
         out: (rows, c), contiguous, of the type of x.
         residual: Whether x is added.
+        dropout: Of the hidden layer, (rows, f); `another` one of what the second layer gives, (rows, c).
     """
     weight1, bias1, weight2, bias2 = layers
     bias1, bias2 = as_float(bias1), as_float(bias2)
@@ -88,6 +91,8 @@ def feed_forward(
         weight1.shape[0],
         ctypes.c_float(eps),
         int(residual),
+        dropout.arguments()[0],
+        *dropout.another().arguments(),
     )
 
 

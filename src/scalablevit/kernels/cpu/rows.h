@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "vectors.h"
+#include "dropout.h"
 
 namespace scalablevit {
 
@@ -204,45 +204,57 @@ void normalise(const T* x, const float* weight, const float* bias, T* out, int64
   }
 }
 
-// x = gelu(x + bias), in place.
+// Rows that come are those from `first_row` on of what is dropped from, here and below.
+
+// x = dropout(gelu(x + bias)), in place.
 template <typename T>
-void add_bias_gelu(T* x, const float* bias, int64_t rows, int width, int threads) {
+void add_bias_gelu(T* x, const float* bias, int64_t rows, int width, Dropout dropout, int64_t first_row, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kAlone)
-  for (int64_t row = 0; row < rows; ++row)
+  for (int64_t row = 0; row < rows; ++row) {
+    const RowKeys keys = dropout.keys(first_row + row);
     for_each_vector(width, [&](int i, int count) {
       T* p = x + row * width + i;
-      store_some(p, gelu<T>(load_some(p, count) + load_some(bias + i, count)), count);
+      const Vector found = gelu<T>(load_some(p, count) + load_some(bias + i, count));
+      store_some(p, dropout.is_on() ? dropout(found, keys, i) : found, count);
     });
+  }
 }
 
-// grad *= gelu'(x + bias) and x = gelu(x + bias), in place.
+// grad = dropout(grad) * gelu'(x + bias) and x = dropout(gelu(x + bias)), in place.
 template <typename T>
-void differentiate_gelu(T* grad, T* x, const float* bias, int64_t rows, int width, int threads) {
+void differentiate_gelu(T* grad, T* x, const float* bias, int64_t rows, int width, Dropout dropout, int64_t first_row,
+                        int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kAlone)
-  for (int64_t row = 0; row < rows; ++row)
+  for (int64_t row = 0; row < rows; ++row) {
+    const RowKeys keys = dropout.keys(first_row + row);
     for_each_vector(width, [&](int i, int count) {
       T *value = x + row * width + i, *gradient = grad + row * width + i;
       const Vector sum = load_some(value, count) + load_some(bias + i, count);
       const Vector below = normal_distribution(sum);
       // The derivative is P(X <= x) plus x times the density at x.
       const Vector slope = below + sum * exponential(-0.5f * sum * sum) * 0.3989422804014327f;
-      store_some(value, sum * below, count);
-      store_some(gradient, load_some(gradient, count) * slope, count);
+      const Vector activated = sum * below, change = load_some(gradient, count) * slope;
+      store_some(value, dropout.is_on() ? dropout(activated, keys, i) : activated, count);
+      store_some(gradient, dropout.is_on() ? dropout(change, keys, i) : change, count);
     });
+  }
 }
 
-// out = out + bias + residual; what is no pointer is left out.
+// out = dropout(x + bias) + residual; what is no pointer is left out. `out` may be x.
 template <typename T>
-void add_bias_residual(T* out, const float* bias, const T* residual, int64_t rows, int width, int threads) {
+void add_bias_residual(const T* x, const float* bias, const T* residual, T* out, int64_t rows, int width, Dropout dropout,
+                       int64_t first_row, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kAlone)
-  for (int64_t row = 0; row < rows; ++row)
+  for (int64_t row = 0; row < rows; ++row) {
+    const RowKeys keys = dropout.keys(first_row + row);
     for_each_vector(width, [&](int i, int count) {
-      T* p = out + row * width + i;
-      Vector sum = load_some(p, count);
+      Vector sum = load_some(x + row * width + i, count);
       if (bias) sum += load_some(bias + i, count);
+      if (dropout.is_on()) sum = dropout(sum, keys, i);
       if (residual) sum += load_some(residual + row * width + i, count);
-      store_some(p, sum, count);
+      store_some(out + row * width + i, sum, count);
     });
+  }
 }
 
 }  // namespace scalablevit

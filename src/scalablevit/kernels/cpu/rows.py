@@ -1,4 +1,5 @@
-"""Calls the C++ kernels for what happens to each position alone: norm, bias, GELU, the sum with the residual stream.
+"""Calls the C++ kernels for what happens to each position alone: norm, bias, GELU, dropout, the sum with the residual
+stream.
 
 Axes: rows are positions, c channels. Tensors are (rows, c), contiguous, on a CPU, of a type that
 `selection.rows_kernel` was asked about; parameters, (c), are of any floating type.
@@ -7,11 +8,13 @@ Axes: rows are positions, c channels. Tensors are (rows, c), contiguous, on a CP
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scalablevit.kernels.cpu.attention import addresses, call
+from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -22,24 +25,35 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out
 
 
-def add_bias_gelu_(x: Tensor, bias: Tensor) -> Tensor:
-    """gelu(x + bias), in place."""
+def add_bias_gelu_(x: Tensor, bias: Tensor, dropout: Dropout = NO_DROPOUT, first_row: int = 0) -> Tensor:
+    """dropout(gelu(x + bias)), in place. Rows are those from `first_row` on of what is dropped from, here and below."""
     bias = as_float(bias)
-    call("add_bias_gelu", x.dtype, *addresses(x, bias), *_sizes(x))
+    call("add_bias_gelu", x.dtype, *addresses(x, bias), *_sizes(x), *_dropping(dropout, first_row))
     return x
 
 
-def differentiate_gelu_(grad: Tensor, x: Tensor, bias: Tensor) -> None:
-    """From the gradient for gelu(x + bias) that for x, in place; and in the place of x gelu(x + bias)."""
+def differentiate_gelu_(
+    grad: Tensor, x: Tensor, bias: Tensor, dropout: Dropout = NO_DROPOUT, first_row: int = 0
+) -> None:
+    """From the gradient for dropout(gelu(x + bias)) that for x, in place; and in the place of x what that gives."""
     bias = as_float(bias)
-    call("differentiate_gelu", x.dtype, *addresses(grad, x, bias), *_sizes(x))
+    call("differentiate_gelu", x.dtype, *addresses(grad, x, bias), *_sizes(x), *_dropping(dropout, first_row))
 
 
-def add_bias_residual_(x: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    """The sum of x, bias and residual, in place."""
+def add_bias_residual_(
+    x: Tensor, bias: Tensor, residual: Tensor | None, dropout: Dropout = NO_DROPOUT, first_row: int = 0
+) -> Tensor:
+    """dropout(x + bias) + residual, in place."""
     bias = as_float(bias)
-    call("add_bias_residual", x.dtype, *addresses(x, bias, residual), *_sizes(x))
+    call("add_bias_residual", x.dtype, *addresses(x, bias, residual, x), *_sizes(x), *_dropping(dropout, first_row))
     return x
+
+
+def drop(x: Tensor, dropout: Dropout, residual: Tensor | None = None, first_row: int = 0) -> Tensor:
+    """dropout(x), plus residual."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    call("add_bias_residual", x.dtype, *addresses(x, None, residual, out), *_sizes(x), *_dropping(dropout, first_row))
+    return out
 
 
 def as_float(parameter: Tensor) -> Tensor:
@@ -51,3 +65,7 @@ def as_float(parameter: Tensor) -> Tensor:
 
 def _sizes(x: Tensor) -> tuple[ctypes.c_int64, int]:
     return ctypes.c_int64(x.shape[0]), x.shape[1]
+
+
+def _dropping(dropout: Dropout, first_row: int) -> tuple[Any, ...]:
+    return *dropout.arguments(), ctypes.c_int64(first_row)

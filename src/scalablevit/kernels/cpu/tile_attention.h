@@ -83,6 +83,7 @@ inline void multiply_rows_of_tiles(const BFloat16* left, const BFloat16* right, 
 // block of queries their rows and weights as tiles, their scores (q, k) and results (q, e).
 struct TileWorkspace {
   static constexpr int kQueries = 4 * kTile;
+  static constexpr bool kDrops = false;
 
   Tiles tiles;
   const int key_width, value_width, key_steps, value_tiles;

@@ -14,12 +14,13 @@ struct Kind {
   using Type = Found;
 };
 
-// Calls `body` with the kind of workspace that serves attention in numbers of type T, and so many keys, here.
+// Calls `body` with the kind of workspace that serves attention in numbers of type T, and so many keys, here. That
+// on tiles drops nothing.
 template <typename T, typename Body>
-inline void with_workspace(int most_keys, Body body) {
+inline void with_workspace(int most_keys, bool drops, Body body) {
 #if SCALABLEVIT_TILES
   if constexpr (std::is_same_v<T, BFloat16>)
-    if (has_tiles() && most_keys <= kMostKeys) return body(Kind<TileWorkspace>());
+    if (has_tiles() && most_keys <= kMostKeys && !drops) return body(Kind<TileWorkspace>());
 #endif
   body(Kind<Workspace>());
 }

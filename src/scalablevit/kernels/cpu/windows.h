@@ -129,7 +129,7 @@ template <typename T>
 void attend_in_windows(const T* query_key, const T* value, T* out, const float* lim_weight, const float* lim_bias, int b,
                        int height, int width, int heads, int key_width, int value_width, MapStrides query_key_strides,
                        MapStrides value_strides, int window_height, int window_width, float scale, int threads) {
-  with_workspace<T>(window_height * window_width, [&](auto kind) {
+  with_workspace<T>(window_height * window_width, false, [&](auto kind) {
     attend_in_windows_in<typename decltype(kind)::Type>(query_key, value, out, lim_weight, lim_bias, b, height, width, heads,
                                                         key_width, value_width, query_key_strides, value_strides,
                                                         window_height, window_width, scale, threads);
