@@ -111,3 +111,39 @@ def test_what_it_gives_may_be_changed_in_place_and_nothing_is_needed_of_it():
     ff = FeedForward(4)
     ff.fc1.bias = None
     assert ff(torch.randn(1, 2, 2, 4)).shape == (1, 2, 2, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_gradients_are_the_same_where_the_hidden_layer_is_kept(monkeypatch, dtype, dropout):
+    torch.manual_seed(0)
+    monkeypatch.setattr(feed_forward, "_SLICE_BYTES", 24 * 4 * 32)  # 32 positions at a time
+    ff, x = FeedForward(6, dropout=dropout).to(dtype), torch.randn(5, 4, 7, 6).to(dtype).requires_grad_()
+    inputs, grad = [x, *ff.parameters()], torch.randn(x.shape).to(dtype)
+
+    def gradients(backward_by=True):
+        torch.manual_seed(1)
+        out = ff(x)
+        with use_native("auto" if backward_by else False):
+            once = torch.autograd.grad(out, inputs, grad, retain_graph=True)
+        again = torch.autograd.grad(out, inputs, grad)  # what is kept is as it was
+        assert all(torch.equal(*pair) for pair in zip(once, again, strict=True)) or not backward_by
+        return out, *once
+
+    expected = gradients()
+    monkeypatch.setattr(feed_forward, "_KEPT_FROM", 6)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    for backward_by in (True, False):
+        for one, other in zip(gradients(backward_by), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.detach().abs().max()))
+
+
+def test_the_hidden_layer_is_kept_where_it_is_wide_and_there_are_many_rows():
+    def saved(dim, rows):
+        kept = []
+        x = torch.zeros(1, rows, 1, dim, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+            FeedForward(dim)(x)
+        return kept.count((rows, 4 * dim))
+
+    assert (saved(256, 300), saved(256, 255), saved(128, 600)) == (1, 0, 0)

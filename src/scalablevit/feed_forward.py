@@ -4,8 +4,8 @@ Axes: b batch, h height, w width, c channels, f channels of the hidden layer.
 
 The hidden layer is the widest activation of the network, and moving it through memory costs about as much as the
 products around it. So on a CPU both passes go slice by slice over the positions, and use up each slice of the hidden
-layer while it is in the cache. The backward pass computes the hidden layer again, and the norm before it, too: the one
-activation that is kept is what the norm reads, which is kept anyway.
+layer while it is in the cache. The backward pass computes the norm again, and where it is narrow the hidden layer, too:
+then the one activation that is kept is what the norm reads, which is kept anyway.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ from scalablevit.recomputation import (
     without_autocast,
 )
 
+# From so many channels, and so many rows, on the hidden layer is kept, before its GELU. What it takes to compute an
+# element again grows with the channels; up to 128 it is nearly free beside the trips through memory, see docs/log.md.
+_KEPT_FROM = 256
 _SLICE_BYTES = 4 * 2**20  # of the hidden layer; measured against 1, 2 and 8 MiB, see docs/log.md
 
 
@@ -129,7 +132,7 @@ def feed_forward(
     residual: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """dropout(linear(dropout(gelu(linear(norm(x)))))), which autograd records as one step that keeps x alone.
+    """dropout(linear(dropout(gelu(linear(norm(x)))))), which autograd records as one step.
 
     Args:
         x: (..., c).
@@ -153,7 +156,7 @@ def feed_forward(
         out: Tensor = _FeedForward.apply(settings, *arguments)
         return out
     with without_autocast(x):
-        return _forward(settings, *arguments)
+        return _forward(settings, *arguments, kept=None)
 
 
 @torch.library.custom_op("scalablevit::feed_forward", mutates_args=())
@@ -170,7 +173,8 @@ def _operator(
 ) -> Tensor:
     """`feed_forward` after a norm, plus x, for compiled graphs; products are of `dtype`."""
     x = x.contiguous()
-    return _forward(Settings(dtype, eps, residual=True), x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+    arguments = x, norm_weight, norm_bias, weight1, bias1, weight2, bias2
+    return _forward(Settings(dtype, eps, residual=True), *arguments, kept=None)
 
 
 @_operator.register_fake
@@ -198,19 +202,22 @@ class Settings(NamedTuple):
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: Settings, x: Tensor, *others: Any) -> Tensor:
-        ctx.save_for_backward(x, *others)
         ctx.settings = settings
+        width, hidden, kept = x.shape[-1], others[2].shape[0], None
+        if width >= _KEPT_FROM and x.numel() >= _KEPT_FROM * width and any(ctx.needs_input_grad):
+            kept = x.new_empty(x.numel() // width, hidden, dtype=settings.dtype)
+        ctx.save_for_backward(kept, x, *others)
         with without_autocast(x):
-            return _forward(settings, x, *others)
+            return _forward(settings, x, *others, kept=kept)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        arguments, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        (kept, *arguments), needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
         with without_autocast(grad):
             if torch.is_grad_enabled() or is_batched(grad):
                 plain = functools.partial(_plain, ctx.settings)
                 return None, *differentiable_gradients(plain, arguments, grad, needs)
-            return None, *_gradients(grad, ctx.settings, *arguments, needs=needs)
+            return None, *_gradients(grad, ctx.settings, *arguments, kept=kept, needs=needs)
 
 
 def _plain(
@@ -242,7 +249,9 @@ def _forward(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     *parameters: Tensor,
+    kept: Tensor | None,
 ) -> Tensor:
+    """The step; what the first layer gives goes to `kept`, (rows, f), if that is there."""
     rows = x.reshape(-1, x.shape[-1])
     dtype = torch.promote_types(x.dtype, settings.dtype) if settings.residual else settings.dtype
     width = parameters[2].shape[0]
@@ -251,7 +260,8 @@ def _forward(
     products = products_kernel(rows, settings.dtype, *parameters) if _fit(x, norm_weight, parameters) else None
     if products is not None and rows.is_contiguous():
         before = None if norm_weight is None else (norm_weight, norm_bias, settings.eps)
-        products.feed_forward(rows, before, parameters, out_rows, residual=settings.residual, dropout=settings.dropout)
+        how: dict[str, Any] = {"residual": settings.residual, "dropout": settings.dropout, "kept": kept}
+        products.feed_forward(rows, before, parameters, out_rows, **how)
         return out
     weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     kernel = rows_kernel(rows, settings.dtype)
@@ -259,10 +269,13 @@ def _forward(
         if kernel is not None:
             biases = parameters[1], parameters[3]
             norm = norm_weight, norm_bias
-            _forward_natively(kernel, settings, rows, part, norm, (weight1, weight2), biases, out_rows[part])
+            _forward_natively(kernel, settings, rows, part, norm, (weight1, weight2), biases, out_rows[part], kept)
             continue
         read = normalise(rows[part], norm_weight, norm_bias, settings.eps)[0].to(settings.dtype)
-        activated = torch.ops.aten.gelu_(_linear(read, weight1, bias1))
+        if kept is None:
+            activated = torch.ops.aten.gelu_(_linear(read, weight1, bias1))
+        else:
+            activated = F.gelu(_linear(read, weight1, bias1, out=kept[part]))
         if dtype == settings.dtype:
             _linear(activated, weight2, bias2, out=out_rows[part])
         else:
@@ -290,11 +303,14 @@ def _forward_natively(
     weights: tuple[Tensor, Tensor],
     biases: tuple[Tensor, Tensor],
     out: Tensor,
+    kept: Tensor | None,
 ) -> None:
     """The same for one slice, with all that is not a product in passes of our own: about half as many."""
     rows, dropout = all_rows[part], settings.dropout
     read = rows if norm[0] is None else kernel.normalise(rows, *norm, settings.eps)
-    activated = kernel.add_bias_gelu_(read @ weights[0].t(), biases[0], dropout, part.start)
+    hidden = torch.mm(read, weights[0].t(), out=None if kept is None else kept[part])
+    activated = hidden if kept is None else torch.empty_like(hidden)
+    kernel.add_bias_gelu_(hidden, biases[0], dropout, part.start, out=activated)
     torch.mm(activated, weights[1].t(), out=out)
     kernel.add_bias_residual_(out, biases[1], rows if settings.residual else None, dropout.another(), part.start)
 
@@ -306,6 +322,7 @@ def _gradients(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     *parameters: Tensor,
+    kept: Tensor | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     weight1, bias1, weight2, _ = (parameter.to(settings.dtype) for parameter in parameters)
@@ -326,10 +343,14 @@ def _gradients(
         bias2_total.add_rows(grad_out)
         grad_hidden = product(grad_out, weight2)
         if kernel is not None:
-            activated = product(read, weight1.t())
-            kernel.differentiate_gelu_(grad_hidden, activated, parameters[1], settings.dropout, part.start)
+            if kept is None:
+                hidden, bias, activated = product(read, weight1.t()), parameters[1], None
+            else:
+                hidden, bias, activated = kept[part], None, torch.empty_like(grad_hidden)
+            dropout = settings.dropout, part.start
+            activated = kernel.differentiate_gelu_(grad_hidden, hidden, bias, *dropout, out=activated)
         else:
-            hidden = _linear(read, weight1, bias1)
+            hidden = _linear(read, weight1, bias1) if kept is None else kept[part]
             activated = F.gelu(hidden)
             torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
         weight2_total.add_product(grad_out, activated)

@@ -12,11 +12,12 @@ namespace scalablevit {
 constexpr int64_t kHiddenGroups = 8;  // of the hidden layer at once
 
 // out = gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2, plus x if kept. `of_hidden` drops from what the GELU gives,
-// (rows, f), `of_result` from what the second layer does, (rows, c).
+// (rows, f), `of_result` from what the second layer does, (rows, c). What the first layer gives goes to `kept`, (rows, f), if
+// that is there.
 template <typename Products, typename T, typename W>
 void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, float eps, const W* weight1,
-                  const float* bias1, const W* weight2, const float* bias2, T* out, int64_t rows, int width, int hidden,
-                  bool residual, Dropout of_hidden, Dropout of_result, int threads) {
+                  const float* bias1, const W* weight2, const float* bias2, T* out, T* kept, int64_t rows, int width,
+                  int hidden, bool residual, Dropout of_hidden, Dropout of_result, int threads) {
   using Number = typename Products::Number;
   static thread_local Scratch of_weights;
   const int64_t groups = groups_of(width), hidden_groups = groups_of(hidden);
@@ -71,8 +72,12 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
             const Number *read = left + block * (size / kGroup), *weights = first + g * right_size;
             Products::multiply_rows(read, size, some_rows, weights, columns, width, [&](int64_t row, const float* sums) {
               Vector numbers[kStep / kLanes];
-              for (int v = 0; v < kStep / kLanes; ++v)
-                numbers[v] = gelu<T>(load(sums + v * kLanes) + load(bias + v * kLanes));
+              for (int v = 0; v < kStep / kLanes; ++v) {
+                const Vector sum = load(sums + v * kLanes) + load(bias + v * kLanes);
+                if (kept && v * kLanes < columns)
+                  store_some(kept + (start + block + row) * hidden + g * kGroup + v * kLanes, sum, columns - v * kLanes);
+                numbers[v] = gelu<T>(sum);
+              }
               if (of_hidden.is_on()) {
                 const RowKeys keys = of_hidden.keys(start + block + row);
                 for (int v = 0; v < kStep / kLanes; ++v) numbers[v] = of_hidden(numbers[v], keys, g * kGroup + v * kLanes);

@@ -54,13 +54,14 @@ using namespace scalablevit;
                                    int width, float eps, int threads) {                                                  \
     normalise<T>((const T*)x, weight, bias, (T*)out, rows, width, eps, threads);                                         \
   }                                                                                                                      \
-  extern "C" void add_bias_gelu_##NAME(void* x, const float* bias, int64_t rows, int width, uint64_t seed,               \
+  extern "C" void add_bias_gelu_##NAME(void* x, const float* bias, void* out, int64_t rows, int width, uint64_t seed,    \
                                        double probability, int64_t first_row, int threads) {                             \
-    add_bias_gelu<T>((T*)x, bias, rows, width, {seed, probability}, first_row, threads);                                 \
+    add_bias_gelu<T>((T*)x, bias, (T*)out, rows, width, {seed, probability}, first_row, threads);                        \
   }                                                                                                                      \
-  extern "C" void differentiate_gelu_##NAME(void* grad, void* x, const float* bias, int64_t rows, int width,             \
-                                            uint64_t seed, double probability, int64_t first_row, int threads) {         \
-    differentiate_gelu<T>((T*)grad, (T*)x, bias, rows, width, {seed, probability}, first_row, threads);                  \
+  extern "C" void differentiate_gelu_##NAME(void* grad, const void* x, const float* bias, void* out, int64_t rows,       \
+                                            int width, uint64_t seed, double probability, int64_t first_row,             \
+                                            int threads) {                                                               \
+    differentiate_gelu<T>((T*)grad, (const T*)x, bias, (T*)out, rows, width, {seed, probability}, first_row, threads);   \
   }                                                                                                                      \
   extern "C" void add_bias_residual_##NAME(const void* x, const float* bias, const void* residual, void* out,            \
                                            int64_t rows, int width, uint64_t seed, double probability,                   \
@@ -82,13 +83,13 @@ extern "C" int has_tiles() { return scalablevit::has_tiles(); }
 #define PRODUCTS(NAME, T, W)                                                                                             \
   extern "C" void feed_forward_##NAME(const void* x, const float* norm_weight, const float* norm_bias,                   \
                                       const void* weight1, const float* bias1, const void* weight2, const float* bias2,  \
-                                      void* out, int64_t rows, int width, int hidden, float eps, int residual,           \
-                                      uint64_t seed_of_hidden, uint64_t seed_of_result, double probability,              \
+                                      void* out, void* kept, int64_t rows, int width, int hidden, float eps,             \
+                                      int residual, uint64_t seed_of_hidden, uint64_t seed_of_result, double probability, \
                                       int threads) {                                                                     \
     with_products<T>([&](auto kind) {                                                                                    \
       feed_forward<typename decltype(kind)::Type, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight1,     \
-                                                        bias1, (const W*)weight2, bias2, (T*)out, rows, width, hidden,   \
-                                                        residual, {seed_of_hidden, probability},                         \
+                                                        bias1, (const W*)weight2, bias2, (T*)out, (T*)kept, rows,        \
+                                                        width, hidden, residual, {seed_of_hidden, probability},          \
                                                         {seed_of_result, probability}, threads);                         \
     });                                                                                                                  \
   }                                                                                                                      \

@@ -67,6 +67,7 @@ def feed_forward(
     *,
     residual: bool,
     dropout: Dropout = NO_DROPOUT,
+    kept: Tensor | None = None,
 ) -> None:
     """``dropout(linear(dropout(gelu(linear(norm(x))))))``, plus x if wanted, into `out`.
 
@@ -78,6 +79,7 @@ def feed_forward(
         out: (rows, c), contiguous, of the type of x.
         residual: Whether x is added.
         dropout: Of the hidden layer, (rows, f); `another` one of what the second layer gives, (rows, c).
+        kept: Where what the first layer gives goes, too: (rows, f), contiguous, of the type of x.
     """
     weight1, bias1, weight2, bias2 = layers
     bias1, bias2 = as_float(bias1), as_float(bias2)
@@ -85,7 +87,7 @@ def feed_forward(
     call(
         "feed_forward",
         (x.dtype, weight1.dtype),
-        *addresses(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, out),
+        *addresses(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, out, kept),
         ctypes.c_int64(x.shape[0]),
         x.shape[1],
         weight1.shape[0],

@@ -206,35 +206,39 @@ void normalise(const T* x, const float* weight, const float* bias, T* out, int64
 
 // Rows that come are those from `first_row` on of what is dropped from, here and below.
 
-// x = dropout(gelu(x + bias)), in place.
+// out = dropout(gelu(x + bias)); `out` may be x, and where it is not, x is x + bias afterwards.
 template <typename T>
-void add_bias_gelu(T* x, const float* bias, int64_t rows, int width, Dropout dropout, int64_t first_row, int threads) {
+void add_bias_gelu(T* x, const float* bias, T* out, int64_t rows, int width, Dropout dropout, int64_t first_row,
+                   int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kAlone)
   for (int64_t row = 0; row < rows; ++row) {
     const RowKeys keys = dropout.keys(first_row + row);
     for_each_vector(width, [&](int i, int count) {
       T* p = x + row * width + i;
-      const Vector found = gelu<T>(load_some(p, count) + load_some(bias + i, count));
-      store_some(p, dropout.is_on() ? dropout(found, keys, i) : found, count);
+      const Vector sum = load_some(p, count) + load_some(bias + i, count), found = gelu<T>(sum);
+      if (out != x) store_some(p, sum, count);
+      store_some(out + row * width + i, dropout.is_on() ? dropout(found, keys, i) : found, count);
     });
   }
 }
 
-// grad = dropout(grad) * gelu'(x + bias) and x = dropout(gelu(x + bias)), in place.
+// grad = dropout(grad) * gelu'(x + bias), in place, and out = dropout(gelu(x + bias)); what is no pointer is left out, and
+// `out` may be x.
 template <typename T>
-void differentiate_gelu(T* grad, T* x, const float* bias, int64_t rows, int width, Dropout dropout, int64_t first_row,
-                        int threads) {
+void differentiate_gelu(T* grad, const T* x, const float* bias, T* out, int64_t rows, int width, Dropout dropout,
+                        int64_t first_row, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kAlone)
   for (int64_t row = 0; row < rows; ++row) {
     const RowKeys keys = dropout.keys(first_row + row);
     for_each_vector(width, [&](int i, int count) {
-      T *value = x + row * width + i, *gradient = grad + row * width + i;
-      const Vector sum = load_some(value, count) + load_some(bias + i, count);
+      T* gradient = grad + row * width + i;
+      Vector sum = load_some(x + row * width + i, count);
+      if (bias) sum += load_some(bias + i, count);
       const Vector below = normal_distribution(sum);
       // The derivative is P(X <= x) plus x times the density at x.
       const Vector slope = below + sum * exponential(-0.5f * sum * sum) * 0.3989422804014327f;
       const Vector activated = sum * below, change = load_some(gradient, count) * slope;
-      store_some(value, dropout.is_on() ? dropout(activated, keys, i) : activated, count);
+      store_some(out + row * width + i, dropout.is_on() ? dropout(activated, keys, i) : activated, count);
       store_some(gradient, dropout.is_on() ? dropout(change, keys, i) : change, count);
     });
   }

@@ -25,19 +25,34 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out
 
 
-def add_bias_gelu_(x: Tensor, bias: Tensor, dropout: Dropout = NO_DROPOUT, first_row: int = 0) -> Tensor:
-    """dropout(gelu(x + bias)), in place. Rows are those from `first_row` on of what is dropped from, here and below."""
-    bias = as_float(bias)
-    call("add_bias_gelu", x.dtype, *addresses(x, bias), *_sizes(x), *_dropping(dropout, first_row))
-    return x
+def add_bias_gelu_(
+    x: Tensor, bias: Tensor, dropout: Dropout = NO_DROPOUT, first_row: int = 0, out: Tensor | None = None
+) -> Tensor:
+    """dropout(gelu(x + bias)), in place, or in `out`, where x is x + bias afterwards.
+
+    Rows are those from `first_row` on of what is dropped from, here and below.
+    """
+    bias, out = as_float(bias), x if out is None else out
+    call("add_bias_gelu", x.dtype, *addresses(x, bias, out), *_sizes(x), *_dropping(dropout, first_row))
+    return out
 
 
 def differentiate_gelu_(
-    grad: Tensor, x: Tensor, bias: Tensor, dropout: Dropout = NO_DROPOUT, first_row: int = 0
-) -> None:
-    """From the gradient for dropout(gelu(x + bias)) that for x, in place; and in the place of x what that gives."""
-    bias = as_float(bias)
-    call("differentiate_gelu", x.dtype, *addresses(grad, x, bias), *_sizes(x), *_dropping(dropout, first_row))
+    grad: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    dropout: Dropout = NO_DROPOUT,
+    first_row: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """From the gradient for dropout(gelu(x + bias)) that for x, in place.
+
+    Returns:
+        What that gives, in the place of x, or in `out`.
+    """
+    bias, out = None if bias is None else as_float(bias), x if out is None else out
+    call("differentiate_gelu", x.dtype, *addresses(grad, x, bias, out), *_sizes(x), *_dropping(dropout, first_row))
+    return out
 
 
 def add_bias_residual_(
