@@ -189,3 +189,34 @@ def test_maps_of_another_layout_or_type_are_left_to_pytorch(known):
     assert add_dropped(x.half(), x, 0.4) is None
     assert add_dropped(None, x.double(), 0.4) is None
     assert known == []
+
+
+def test_a_default_device_is_not_the_cpus():
+    block, x = block_of(), torch.randn(2, 4, 3, DIM).requires_grad_()
+    query = torch.randn(1, 2, 5, 3, requires_grad=True)
+    with torch.device("meta"):
+        outs = block(x), attend(query, query.detach(), query.detach(), 0.5, 0.4)
+        for out, into in zip(outs, (x, query), strict=True):
+            assert torch.autograd.grad(out.sin().sum(), into, create_graph=True)[0].device.type == "cpu"
+
+
+def test_an_empty_batch_has_second_derivatives():
+    query = torch.randn(0, 2, 5, 3, requires_grad=True)
+    out = attend(query, query.detach(), query.detach(), 0.5, 0.4)
+    assert torch.autograd.grad(out.sin().sum(), query, create_graph=True)[0].shape == query.shape
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.5, float("nan")])
+def test_a_probability_that_is_none_is_pytorchs_to_refuse(dropout):
+    with pytest.raises(RuntimeError, match="dropout|probability"):
+        attend(*torch.randn(3, 1, 2, 5, 3), 0.5, dropout)
+
+
+def test_gradients_that_lie_in_memory_without_their_sign():
+    layer, dropout = Linear(DIM, DIM), nn.Dropout(0.4)
+    values, grad = torch.randn(2, 4, 3, DIM, requires_grad=True), torch.randn(2, 4, 3, DIM)
+    query = torch.randn(1, 2, 5, 3, requires_grad=True)
+    outs = block_of()(values), add_projected(None, layer, dropout, values), attend(query, query, query, 0.5, 0.4)
+    for out, into, change in zip(outs, (values, values, query), (grad, grad, torch.randn(1, 2, 5, 3)), strict=True):
+        expected = torch.autograd.grad(out, into, change, retain_graph=True)[0]
+        assert torch.equal(torch.autograd.grad(out, into, torch._neg_view(-change))[0], expected)

@@ -115,7 +115,10 @@ def test_what_it_gives_may_be_changed_in_place_and_nothing_is_needed_of_it():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_gradients_are_the_same_where_the_hidden_layer_is_kept(monkeypatch, dtype, dropout):
+@pytest.mark.parametrize("fewest", [1, 256])  # rows that products are native from
+def test_gradients_are_the_same_where_the_hidden_layer_is_kept(monkeypatch, dtype, dropout, fewest):
+    native = selection._fewest_rows
+    monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: fewest if native(dtype) else 0)
     torch.manual_seed(0)
     monkeypatch.setattr(feed_forward, "_SLICE_BYTES", 24 * 4 * 32)  # 32 positions at a time
     ff, x = FeedForward(6, dropout=dropout).to(dtype), torch.randn(5, 4, 7, 6).to(dtype).requires_grad_()
@@ -147,3 +150,23 @@ def test_the_hidden_layer_is_kept_where_it_is_wide_and_there_are_many_rows():
         return kept.count((rows, 4 * dim))
 
     assert (saved(256, 300), saved(256, 255), saved(128, 600)) == (1, 0, 0)
+
+
+def test_the_hidden_layer_is_not_kept_for_the_last_bias_alone():
+    ff, kept = FeedForward(256).requires_grad_(False), []
+    ff.fc2.bias.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        out = ff(torch.zeros(1, 300, 1, 256))
+    assert (300, 1024) not in kept
+    out.sum().backward()
+    assert ff.fc2.bias.grad.tolist() == [300.0] * 256
+
+
+@pytest.mark.parametrize("layer", ["fc1", "fc2"])
+def test_biases_of_another_length_are_pytorchs_to_refuse(layer):
+    ff = FeedForward(24)
+    getattr(ff, layer).bias = torch.nn.Parameter(torch.randn(7))
+    with pytest.raises(RuntimeError, match="size"):
+        ff(torch.randn(1, 2, 2, 24))
+    getattr(ff, layer).bias = torch.nn.Parameter(torch.ones(1))  # for every channel
+    assert torch.equal(ff(torch.zeros(1, 2, 2, 24)), ff._apply_layers(torch.zeros(1, 2, 2, 24)))

@@ -105,7 +105,7 @@ def _attend_and_drop_by(
 ) -> Tensor:
     def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         b, heads, queries, _ = query.shape
-        left = dropout.factors(b * heads * queries, key.shape[2]).view(b, heads, queries, -1)
+        left = dropout.factors(b * heads * queries, key.shape[2]).view(b, heads, queries, key.shape[2])
         weights = torch.softmax(query @ key.mT * scale, dim=-1)
         return (weights * left.to(weights.dtype)) @ value
 

@@ -61,7 +61,7 @@ class _AddDropped(torch.autograd.Function):
             width = grad.shape[-1]
             grad_x = grad * ctx.dropout.factors(grad.numel() // max(width, 1), width).to(grad.dtype).view(grad.shape)
         elif needs_x:
-            grad_x = _drop(grad.contiguous(), ctx.dropout)
+            grad_x = _drop(grad.resolve_neg().contiguous(), ctx.dropout)
         return None, grad if needs_residual else None, grad_x
 
 

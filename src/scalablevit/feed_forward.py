@@ -41,6 +41,7 @@ from scalablevit.recomputation import (
 
 # From so many channels, and so many rows, on the hidden layer is kept, before its GELU. What it takes to compute an
 # element again grows with the channels; up to 128 it is nearly free beside the trips through memory, see docs/log.md.
+# On CPUs alone, where it was measured.
 _KEPT_FROM = 256
 _SLICE_BYTES = 4 * 2**20  # of the hidden layer; measured against 1, 2 and 8 MiB, see docs/log.md
 
@@ -114,6 +115,8 @@ class FeedForward(Branch):
         if not may_recompute(x) or not self._is_plain() or self.fc1.bias is None or self.fc2.bias is None:
             return False
         parameters = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        if not _fit(x, norm, parameters):
+            return False  # PyTorch's layers say what is wrong
         dtype, probability = product_dtype(x, norm, parameters), probability_of(self.dropout)
         return dtype is not None and (probability == 0.0 or can_drop(x, dtype, probability))
 
@@ -204,7 +207,9 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, settings: Settings, x: Tensor, *others: Any) -> Tensor:
         ctx.settings = settings
         width, hidden, kept = x.shape[-1], others[2].shape[0], None
-        if width >= _KEPT_FROM and x.numel() >= _KEPT_FROM * width and any(ctx.needs_input_grad):
+        *needs_hidden, _ = ctx.needs_input_grad[1:]  # all gradients but that of the last bias
+        wide = x.device.type == "cpu" and width >= _KEPT_FROM and x.numel() >= _KEPT_FROM * width
+        if wide and any(needs_hidden):
             kept = x.new_empty(x.numel() // width, hidden, dtype=settings.dtype)
         ctx.save_for_backward(kept, x, *others)
         with without_autocast(x):
@@ -257,14 +262,16 @@ def _forward(
     width = parameters[2].shape[0]
     out = x.new_empty(*x.shape[:-1], width, dtype=dtype)  # no view of another: hooks may change it in place
     out_rows = out.view(-1, width)
-    products = products_kernel(rows, settings.dtype, *parameters) if _fit(x, norm_weight, parameters) else None
+    alike = parameters[0].dtype == parameters[2].dtype
+    products = products_kernel(rows, settings.dtype, *parameters) if alike else None
     if products is not None and rows.is_contiguous():
         before = None if norm_weight is None else (norm_weight, norm_bias, settings.eps)
-        how: dict[str, Any] = {"residual": settings.residual, "dropout": settings.dropout, "kept": kept}
-        products.feed_forward(rows, before, parameters, out_rows, **how)
+        residual, dropout = settings.residual, settings.dropout
+        products.feed_forward(rows, before, parameters, out_rows, residual=residual, dropout=dropout, kept=kept)
         return out
     weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     kernel = rows_kernel(rows, settings.dtype)
+    assert kernel is not None or settings.dropout.probability == 0.0
     for part in _slices(rows, width=weight1.shape[0], dtype=settings.dtype):
         if kernel is not None:
             biases = parameters[1], parameters[3]
@@ -285,13 +292,13 @@ def _forward(
     return out
 
 
-def _fit(x: Tensor, norm_weight: Tensor | None, parameters: Sequence[Tensor]) -> bool:
-    """Whether sizes and types are those of a feed-forward; otherwise PyTorch's layers say what is wrong."""
+def _fit(x: Tensor, norm: Norm | None, parameters: Sequence[Tensor]) -> bool:
+    """Whether sizes are those of a feed-forward."""
     weight1, bias1, weight2, bias2 = parameters
     hidden, width = bias1.shape, x.shape[-1:]
-    if weight1.dtype != weight2.dtype or weight1.shape != (*hidden, *width) or weight2.shape != (*width, *hidden):
+    if weight1.shape != (*hidden, *width) or weight2.shape != (*width, *hidden) or bias2.shape != width:
         return False
-    return bias2.shape == width and (norm_weight is None or norm_weight.shape == width)
+    return norm is None or norm.weight.shape == norm.bias.shape == width
 
 
 def _forward_natively(
@@ -339,7 +346,8 @@ def _gradients(
         read = normed.to(settings.dtype)
         grad_out = grad_rows[part].to(settings.dtype)
         if drops:
-            grad_out = native_rows.drop(grad_out.contiguous(), settings.dropout.another(), first_row=part.start)
+            grad_out = grad_out.resolve_neg().contiguous()
+            grad_out = native_rows.drop(grad_out, settings.dropout.another(), first_row=part.start)
         bias2_total.add_rows(grad_out)
         grad_hidden = product(grad_out, weight2)
         if kernel is not None:
@@ -347,8 +355,8 @@ def _gradients(
                 hidden, bias, activated = product(read, weight1.t()), parameters[1], None
             else:
                 hidden, bias, activated = kept[part], None, torch.empty_like(grad_hidden)
-            dropout = settings.dropout, part.start
-            activated = kernel.differentiate_gelu_(grad_hidden, hidden, bias, *dropout, out=activated)
+            dropping = settings.dropout, part.start
+            activated = kernel.differentiate_gelu_(grad_hidden, hidden, bias, *dropping, out=activated)
         else:
             hidden = _linear(read, weight1, bias1) if kept is None else kept[part]
             activated = F.gelu(hidden)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scalablevit.kernels
-from scalablevit.kernels import selection, use_triton
+from scalablevit.kernels import selection, use_native, use_triton
 from scalablevit.windows import window_attention
 
 GPU = torch.device("cuda")
@@ -52,6 +52,12 @@ def test_tensors_on_the_cpu_fall_back():
         assert not selection.takes_windows(*MAPS, 2, 3)
         assert torch.equal(window_attention(*MAPS, 2, 3, 0.5), expected)
         assert torch.equal(torch.ops.scalablevit.window_attention(*MAPS, 2, 3, 0.5), expected)
+
+
+def test_native_kernels_stay_off_beside_triton():
+    pytest.importorskip("triton")
+    with use_triton(True), use_native(False):
+        assert selection.rows_kernel(torch.zeros(2, 16), torch.float32) is None
 
 
 def test_without_triton_all_works_and_only_switching_on_says_so(monkeypatch):

@@ -12,7 +12,7 @@ from torch import Tensor
 class Dropout(NamedTuple):
     """Which elements of rows are zeroed: what the seed, the number of a row and the place in it say.
 
-    What is left is multiplied by 1 / (1 - probability).
+    What is left is multiplied by 1 / (1 - probability), and what is zeroed is 0 whatever it was.
 
     Args:
         probability: That an element is zeroed, below 1; 0 for none.
@@ -25,7 +25,7 @@ class Dropout(NamedTuple):
     @classmethod
     def drawn(cls, probability: float) -> Dropout:
         """With a seed from PyTorch's generator: what `torch.manual_seed` repeats, and checkpointing restores."""
-        return cls(probability, int(torch.randint(2**63 - 1, ()))) if probability > 0.0 else NO_DROPOUT
+        return cls(probability, int(torch.randint(2**63 - 1, (), device="cpu"))) if probability > 0.0 else NO_DROPOUT
 
     def another(self) -> Dropout:
         """As likely, and of other elements."""
@@ -33,12 +33,12 @@ class Dropout(NamedTuple):
 
     def factors(self, rows: int, width: int) -> Tensor:
         """What so many rows are multiplied with, (rows, width) in float32: `dropout.h` in PyTorch's operations."""
-        bits = self.seed + torch.arange(1, rows + 1).unsqueeze(1) * _signed(0x9E3779B97F4A7C15)
+        bits = self.seed + torch.arange(1, rows + 1, device="cpu").unsqueeze(1) * _signed(0x9E3779B97F4A7C15)
         bits = (bits ^ _shifted(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
         bits = (bits ^ _shifted(bits, 27)) * _signed(0x94D049BB133111EB)
         bits ^= _shifted(bits, 31)
         first, second = bits & _LOWER, _shifted(bits, 32)
-        bits = first + torch.arange(width) & _LOWER
+        bits = first + torch.arange(width, device="cpu") & _LOWER
         bits = (bits ^ bits >> 16) * 0x7FEB352D & _LOWER
         bits ^= second
         bits = (bits ^ bits >> 15) * 0x846CA68B & _LOWER

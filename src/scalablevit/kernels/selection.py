@@ -105,7 +105,8 @@ def use_native(choice: Choice) -> _Restoration:
     lists of as many keys, in float32 or with dropout of 65,536; products, and what the feed-forward does beside them;
     dropout outside of compiled graphs; in float32 dense 3x3 convolutions. What they do not take, and everything where
     no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse mode only, like the
-    Triton kernels.
+    Triton kernels. Under one seed kernels and PyTorch drop different elements: checkpointing wants one choice for both
+    passes.
 
         scalablevit.kernels.use_native(False)  # from here on
         with scalablevit.kernels.use_native(False):  # only inside
@@ -150,8 +151,8 @@ def windows_kernel(query_key: Tensor, value: Tensor, heads: int, window_size: in
 
 def lists_kernel(query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0) -> Any:
     """The module whose `attend_to_few` takes these tensors; None if none does."""
-    if dropout >= 1.0:
-        return None
+    if not 0.0 <= dropout < 1.0:
+        return None  # all is zeroed, or PyTorch says what is wrong
     if dropout == 0.0 and takes_lists(query, key, value):
         return _module("scalablevit.kernels.short_attention")
     if not query.shape[:2] == key.shape[:2] == value.shape[:2] or key.shape[2] != value.shape[2]:
@@ -267,7 +268,7 @@ def _has_triton() -> bool:
 
 def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
     first = tensors[0]
-    if first.device.type != "cpu" or not 0 < keys <= most or not is_wanted(first.device):
+    if first.device.type != "cpu" or not 0 < keys <= most or _choices["native"] is False:
         return None
     # The kernels read memory: subclasses, such as the fake tensors of compilation, have none, or of another kind.
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):

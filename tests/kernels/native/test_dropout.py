@@ -64,10 +64,11 @@ def test_weights_of_lists_are_dropped_and_have_no_gradients(launcher, sizes, dty
 
 def test_the_same_elements_whatever_the_threads(launcher):
     query, key, value, grad = lists(700, 49, 10, 6, b=3)
+    x = torch.randn(300, 65)  # enough for several threads
 
     def results():
-        dropped = rows.drop(value.reshape(-1, 6), DROPOUT)
-        return dropped, *launcher.attend_to_few_backward(grad, query, key, value, 0.3, DROPOUT)
+        dropped = rows.drop(x, DROPOUT), launcher.attend_to_few(query, key, value, 0.3, DROPOUT)
+        return *dropped, *launcher.attend_to_few_backward(grad, query, key, value, 0.3, DROPOUT)
 
     threads, expected = torch.get_num_threads(), results()
     try:
@@ -105,8 +106,12 @@ def test_a_feed_forward(kernels, size, dtype, residual):
     x, weight1 = torch.randn(count, width).to(dtype), torch.randn(hidden, width).div(width**0.5).to(dtype)
     weight2, bias1 = torch.randn(width, hidden).div(hidden**0.5).to(dtype), torch.randn(hidden)
     bias2, out = torch.randn(width), torch.empty(count, width, dtype=dtype)
-    layers = weight1, bias1, weight2, bias2
-    products.feed_forward(x, None, layers, out, residual=residual, dropout=DROPOUT)
+    layers, margin = (weight1, bias1, weight2, bias2), 64
+    storage = torch.full((count * hidden + 2 * margin,), 7.0, dtype=dtype)
+    kept = storage[margin:-margin].view(count, hidden)
+    products.feed_forward(x, None, layers, out, residual=residual, dropout=DROPOUT, kept=kept)
+    assert_near(kept, x.double() @ weight1.double().t() + bias1.double(), dtype)
+    assert bool((storage[:margin] == 7.0).all() and (storage[-margin:] == 7.0).all())
     activated = F.gelu(x.double() @ weight1.double().t() + bias1.double()) * DROPOUT.factors(count, hidden)
     expected = (activated @ weight2.double().t() + bias2.double()) * DROPOUT.another().factors(count, width)
     assert_near(out, expected + x.double() if residual else expected, dtype)

@@ -193,4 +193,5 @@ def _empty_with_heads_inside(x: Tensor, width: int) -> Tensor:
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
+    x = x.resolve_neg()  # gradients may lie in memory without their sign
     return x if x.stride(-1) == 1 else x.contiguous()

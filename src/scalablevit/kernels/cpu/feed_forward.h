@@ -11,9 +11,9 @@ namespace scalablevit {
 
 constexpr int64_t kHiddenGroups = 8;  // of the hidden layer at once
 
-// out = gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2, plus x if kept. `of_hidden` drops from what the GELU gives,
-// (rows, f), `of_result` from what the second layer does, (rows, c). What the first layer gives goes to `kept`, (rows, f), if
-// that is there.
+// out = of_result(of_hidden(gelu(norm(x) @ weight1^T + bias1)) @ weight2^T + bias2), plus x if `residual`. One drops from the
+// hidden layer, (rows, f), the other from the result, (rows, c). What the first layer gives goes to `kept`, (rows, f), if that is
+// there.
 template <typename Products, typename T, typename W>
 void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, float eps, const W* weight1,
                   const float* bias1, const W* weight2, const float* bias2, T* out, T* kept, int64_t rows, int width,

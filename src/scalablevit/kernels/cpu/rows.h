@@ -222,8 +222,8 @@ void add_bias_gelu(T* x, const float* bias, T* out, int64_t rows, int width, Dro
   }
 }
 
-// grad = dropout(grad) * gelu'(x + bias), in place, and out = dropout(gelu(x + bias)); what is no pointer is left out, and
-// `out` may be x.
+// grad = dropout(grad) * gelu'(x + bias), in place, and out = dropout(gelu(x + bias)), which may be x. Without a bias if that is
+// no pointer.
 template <typename T>
 void differentiate_gelu(T* grad, const T* x, const float* bias, T* out, int64_t rows, int width, Dropout dropout,
                         int64_t first_row, int threads) {

@@ -28,7 +28,7 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def add_bias_gelu_(
     x: Tensor, bias: Tensor, dropout: Dropout = NO_DROPOUT, first_row: int = 0, out: Tensor | None = None
 ) -> Tensor:
-    """dropout(gelu(x + bias)), in place, or in `out`, where x is x + bias afterwards.
+    """dropout(gelu(x + bias)), in place, or in `out`; then x is x + bias afterwards.
 
     Rows are those from `first_row` on of what is dropped from, here and below.
     """
@@ -48,7 +48,7 @@ def differentiate_gelu_(
     """From the gradient for dropout(gelu(x + bias)) that for x, in place.
 
     Returns:
-        What that gives, in the place of x, or in `out`.
+        dropout(gelu(x + bias)): in the place of x, or in `out`, which leaves x as it is.
     """
     bias, out = None if bias is None else as_float(bias), x if out is None else out
     call("differentiate_gelu", x.dtype, *addresses(grad, x, bias, out), *_sizes(x), *_dropping(dropout, first_row))
