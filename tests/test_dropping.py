@@ -208,7 +208,7 @@ def test_an_empty_batch_has_second_derivatives():
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.5, float("nan")])
 def test_a_probability_that_is_none_is_pytorchs_to_refuse(dropout):
-    with pytest.raises(RuntimeError, match="dropout|probability"):
+    with pytest.raises(RuntimeError, match=r"dropout|probability"):
         attend(*torch.randn(3, 1, 2, 5, 3), 0.5, dropout)
 
 

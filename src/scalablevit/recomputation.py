@@ -1,4 +1,4 @@
-"""What the autograd functions share that keep little but their input and compute again, on the way back, what lies between.
+"""What the autograd functions share that keep little more than their input, and compute again what lies between.
 
 Axes: b batch, h height, w width, c channels.
 """
