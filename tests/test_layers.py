@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scalablevit.convolutions import CellConv2d, MapConv2d, _CellConvolution
 from scalablevit.feed_forward import FeedForward
 from scalablevit.initialisation import initialise
-from scalablevit.layers import PEG, CellConv2d, DropPath, MapConv2d, PatchEmbedding, _CellConvolution
+from scalablevit.layers import PEG, DropPath, PatchEmbedding
 from tests.networks import small_network
 
 

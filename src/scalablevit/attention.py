@@ -13,11 +13,12 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.convolutions import CellConv2d, MapConv2d
 from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
 from scalablevit.interactive_windows import interactive_window_attention
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
-from scalablevit.layers import Branch, CellConv2d, Linear, MapConv2d, PointwiseConv, is_plain, is_plain_with, linear
+from scalablevit.layers import Branch, Linear, PointwiseConv, is_plain, is_plain_with, linear
 from scalablevit.projections import Projection, is_worthwhile, normed_projections
 from scalablevit.recomputation import norm_of
 from scalablevit.residual_stream import add_projected, normed, normed_linear

@@ -33,6 +33,13 @@ def is_traced() -> bool:
         return torch.compiler.is_compiling()
 
 
+def is_eager(x: Any) -> bool:
+    """Whether nothing but eager PyTorch looks: no compiler, exporter, tracer or transform of `torch.func`."""
+    if not isinstance(x, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not torch._C._are_functorch_transforms_active()
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(b, q, n*d) to (b, n, q, d): heads outer, head width inner. A view; no copy."""
     return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)

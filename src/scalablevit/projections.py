@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.layers import cell_convolution_gradients, linear
+from scalablevit.convolutions import cell_convolution_gradients
+from scalablevit.layers import linear
 from scalablevit.products import product
 from scalablevit.recomputation import (
     Norm,

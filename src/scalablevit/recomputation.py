@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scalablevit.layers import is_eager
+from scalablevit.dot_product import is_eager
 from scalablevit.products import add_product_
 
 

@@ -1,0 +1,240 @@
+"""Convolutions over channels-last maps: dense 3x3 ones by kernels of our own, and those whose cells do not overlap.
+
+Axes: b batch, h height, w width, c channels, r positions along each side of a cell. Maps are (b, h, w, c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalablevit.dot_product import is_eager
+from scalablevit.kernels.recording import call_kernel
+from scalablevit.kernels.selection import convolution_kernel
+
+
+class MapConv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` over channels-last maps: (b, h, w, c) to (b, h', w', c')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._convolve(x)
+        else:
+            if not torch.compiler.is_compiling() or torch.compiler._is_exporting_flag or not self._is_by_number():
+                # Images come as (b, c, h, w). On a CPU a convolution of channels-last images takes half as long, and
+                # what it gives need not be laid out anew.
+                if not is_eager(x) or x.device.type != "cpu":
+                    return self._convolve(x)
+                x = x.contiguous()
+                out = self._convolve_natively(x) if self._is_by_number() else None
+                return self._convolve(x) if out is None else out
+            weight, bias = self.weight, self.bias
+            if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+                dtype = torch.get_autocast_dtype(x.device.type)
+                x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            stride, padding = list(self.stride), list(cast(tuple[int, int], self.padding))
+            return torch.ops.scalablevit.map_convolution(x, weight, bias, stride, padding, self.groups)
+
+    def _convolve_natively(self, x: Tensor) -> Tensor | None:
+        """By a kernel of our own; None where there is none."""
+        weight, bias, settings = self.weight, self.bias, (self.stride, cast(tuple[int, int], self.padding), self.groups)
+        kernel = convolution_kernel(x, weight, bias, *settings)
+        if kernel is None:
+            return None
+
+        needs = tuple(one is not None and one.requires_grad for one in (x, weight, bias))
+
+        def backward(grad: Tensor, x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor | None, ...]:
+            return kernel.gradients(grad.contiguous(), x, weight, needs)[: 2 + len(bias)]
+
+        def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
+
+        return call_kernel(
+            (x, weight) if bias is None else (x, weight, bias),
+            forward=lambda x, weight, *bias: kernel.convolve(x, weight, *bias or (None,)),
+            backward=backward,
+            plain=plain,
+            operator=plain,
+        )
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        # A permuted channels-last map is what PyTorch calls the channels_last memory format: nothing is copied.
+        return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+
+    def _is_by_number(self) -> bool:
+        """Whether the convolution is all said by stride, padding and groups, as all of this package are."""
+        return self.padding_mode == "zeros" and tuple(self.dilation) == (1, 1) and not isinstance(self.padding, str)
+
+
+# What compiled graphs hold instead of a convolution. Inductor would see that a convolution wants its input
+# channels-last, take the maps around it, (b, h, w, c), for (b, c, h, w) as well, and lay the residual stream out so
+# that all that reads it is slow: on a CPU a forward pass of S took 15 % longer than without a compiler, in bfloat16 19.
+@torch.library.custom_op("scalablevit::map_convolution", mutates_args=())
+def _map_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
+    x = x.contiguous()
+    if (kernel := convolution_kernel(x, weight, bias, stride, padding, groups)) is not None:
+        return cast(Tensor, kernel.convolve(x, weight, bias))
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, list(stride), list(padding), 1, groups)
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+@_map_convolution.register_fake
+def _map_convolution_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
+    b, h, w, _ = x.shape
+    height = (h + 2 * padding[0] - weight.shape[2]) // stride[0] + 1
+    width = (w + 2 * padding[1] - weight.shape[3]) // stride[1] + 1
+    return x.new_empty(b, height, width, weight.shape[0])
+
+
+@torch.library.custom_op("scalablevit::map_convolution_backward", mutates_args=())
+def _map_convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    none = grad.new_empty(0)  # an operator gives tensors
+    if (kernel := convolution_kernel(x, weight, None, stride, padding, groups)) is not None and x.is_contiguous():
+        found = kernel.gradients(grad.contiguous(), x, weight, tuple(needs))
+        grad_x, grad_weight, grad_bias = (none.clone() if one is None else one.contiguous() for one in found)
+        return grad_x, grad_weight, grad_bias
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad.permute(0, 3, 1, 2),
+        x.permute(0, 3, 1, 2),
+        weight,
+        [weight.shape[0]],
+        list(stride),
+        list(padding),
+        [1, 1],
+        False,
+        [0, 0],
+        groups,
+        list(needs),
+    )
+    grad_x = grad_x.permute(0, 2, 3, 1).contiguous() if needs[0] else none
+    # No two may be one tensor.
+    return grad_x, grad_weight.contiguous() if needs[1] else none.clone(), grad_bias if needs[2] else none.clone()
+
+
+@_map_convolution_backward.register_fake
+def _map_convolution_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    grad_x, grad_weight, grad_bias = (
+        grad.new_empty(shape if needed else (0,)) for shape, needed in zip(shapes, needs, strict=True)
+    )
+    return grad_x, grad_weight, grad_bias
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, *ctx.arguments = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:3])
+    found = _map_convolution_backward(grad, *ctx.saved_tensors, *ctx.arguments, needs)
+    return *(one if needed else None for one, needed in zip(found, needs, strict=True)), None, None, None
+
+
+_map_convolution.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+class CellConv2d(MapConv2d):
+    """A depthwise convolution over cells, kernel = stride = `cell`: (b, h, w, c) to (b, h // cell, w // cell, c).
+
+    In half precision on a CPU it has a backward pass of its own: PyTorch's takes 7 to 16 times as long there.
+    """
+
+    def __init__(self, dim: int, cell: int, **factory: Any) -> None:
+        super().__init__(dim, dim, cell, cell, groups=dim, **factory)
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._convolve(x)
+        else:
+            if not _is_half_training(x, self.weight):
+                return super().forward(x)
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype) if self.bias is not None else None
+            out: Tensor = _CellConvolution.apply(x, weight, bias, self.cell)
+            return out
+
+
+def _is_half_training(x: Tensor, weight: Tensor) -> bool:
+    """Whether nothing but eager PyTorch looks, in half precision on a CPU, and a backward pass will come."""
+    if not is_eager(x) or not _is_half_on_cpu(x):
+        return False
+    if weight.dtype != x.dtype and not torch.is_autocast_enabled("cpu"):
+        return False  # PyTorch says what is wrong
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
+def _is_half_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+
+
+class _CellConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cell: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.cell, ctx.has_bias = cell, bias is not None
+        out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride=cell, groups=weight.shape[0])
+        return out.permute(0, 2, 3, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs = (*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2])
+        return *_cell_gradients(grad, x, weight, ctx.cell, needs), None
+
+
+def cell_convolution_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, cell: int, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of a `CellConv2d` for its input, (b, h, w, c), weight and bias."""
+    if _is_half_on_cpu(x):
+        return _cell_gradients(grad, x, weight, cell, needs)
+    grad, x = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
+    channels, strides = weight.shape[0], [cell, cell]
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad, x, weight, [channels], strides, [0, 0], [1, 1], False, [0, 0], channels, list(needs)
+    )
+    return None if grad_x is None else grad_x.permute(0, 2, 3, 1), grad_weight, grad_bias
+
+
+def _cell_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, cell: int, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The same in products and sums."""
+    b, h, w, c = x.shape
+    rows, columns = h // cell, w // cell
+    grad = grad.contiguous().view(b, rows, 1, columns, 1, c)  # one value for each cell
+    grad_x = grad_weight = None
+    if needs[0]:
+        kernel = weight.view(c, cell, cell).permute(1, 2, 0).contiguous()
+        grad_x = (grad * kernel.view(1, 1, cell, 1, cell, c)).view(b, rows * cell, columns * cell, c)
+        grad_x = F.pad(grad_x, (0, 0, 0, w - columns * cell, 0, h - rows * cell))  # borders were dropped
+    if needs[1]:
+        cells = x[:, : rows * cell, : columns * cell].reshape(b, rows, cell, columns, cell, c)
+        grad_weight = (cells * grad).sum((0, 1, 3)).permute(2, 0, 1).reshape(weight.shape)
+    return grad_x, grad_weight, grad.sum((0, 1, 2, 3, 4)) if needs[2] else None
