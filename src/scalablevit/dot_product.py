@@ -89,10 +89,12 @@ def attend(
             if is_traced():
                 if dropout == 0.0:  # the operator decides, so that no size is guarded
                     return torch.ops.scalablevit.short_attention(query, key, value, scale)
-            elif (kernel := lists_kernel(query, key, value, dropout=dropout)) is not None:
-                if dropout > 0.0:
+            else:
+                kernel = lists_kernel(query, key, value, dropout=dropout)
+                if kernel is not None and dropout > 0.0:
                     return _attend_and_drop_by(kernel, query, key, value, scale, Dropout.drawn(dropout))
-                return _attend_by(kernel, query, key, value, scale)
+                if kernel is not None:
+                    return _attend_by(kernel, query, key, value, scale)
         body = _attend_unfused if _is_slow_to_train(query, key, value) else _attend_fused
         return body(query, key, value, scale, dropout, mask)
 
