@@ -113,10 +113,7 @@ def _attend_and_drop_by(
     kernel: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: Dropout
 ) -> Tensor:
     def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        b, heads, queries, _ = query.shape
-        left = dropout.factors(b * heads * queries, key.shape[2]).view(b, heads, queries, key.shape[2])
-        weights = torch.softmax(query @ key.mT * scale, dim=-1)
-        return (weights * left.to(weights.dtype)) @ value
+        return dropout.applied_to(torch.softmax(query @ key.mT * scale, dim=-1)) @ value
 
     return call_kernel(
         (query, key, value),

@@ -35,6 +35,9 @@ def add_dropped(residual: Tensor | None, x: Tensor, probability: float) -> Tenso
         residual: (b, h, w, c).
         x: (b, h, w, c).
         probability: That an element of x is zeroed.
+
+    Returns:
+        (b, h, w, c).
     """
     if not may_recompute(x) or not can_drop(x, x.dtype, probability):
         return None
@@ -58,8 +61,7 @@ class _AddDropped(torch.autograd.Function):
         _, needs_residual, needs_x = ctx.needs_input_grad
         grad_x = None
         if needs_x and (torch.is_grad_enabled() or is_batched(grad) or torch._C._len_torch_dispatch_stack()):
-            width = grad.shape[-1]
-            grad_x = grad * ctx.dropout.factors(grad.numel() // max(width, 1), width).to(grad.dtype).view(grad.shape)
+            grad_x = ctx.dropout.applied_to(grad)
         elif needs_x:
             grad_x = _drop(grad.resolve_neg().contiguous(), ctx.dropout)
         return None, grad if needs_residual else None, grad_x

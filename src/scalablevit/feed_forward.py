@@ -237,16 +237,9 @@ def _plain(
     weight1, bias1, weight2, bias2 = (parameter.to(settings.dtype) for parameter in parameters)
     read = normalise(x, norm_weight, norm_bias, settings.eps)[0].to(settings.dtype)
     dropout = settings.dropout
-    hidden = _dropped(F.gelu(F.linear(read, weight1, bias1)), dropout)
-    out = _dropped(F.linear(hidden, weight2, bias2), dropout.another())
+    hidden = dropout.applied_to(F.gelu(F.linear(read, weight1, bias1)))
+    out = dropout.another().applied_to(F.linear(hidden, weight2, bias2))
     return x + out if settings.residual else out
-
-
-def _dropped(x: Tensor, dropout: Dropout) -> Tensor:
-    if dropout.probability == 0.0:
-        return x
-    width = x.shape[-1]
-    return x * dropout.factors(x.numel() // width, width).to(x.dtype).view(x.shape)
 
 
 def _forward(

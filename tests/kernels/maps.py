@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +106,17 @@ def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     difference = float((found.detach().double() - expected.detach()).abs().max())
     assert difference <= TOLERANCES[dtype] * largest, f"{difference / largest:.1e} of the largest number"
     assert not math.isnan(difference)
+
+
+def assert_no_matter_of_threads(results: Callable[[], Sequence[Tensor]]) -> None:
+    """The same bits from one to three threads."""
+    threads, expected = torch.get_num_threads(), results()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def amid_poison(x: Tensor) -> Tensor:

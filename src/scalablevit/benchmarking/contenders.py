@@ -55,10 +55,9 @@ def parse_contender(name: str) -> Contender:
 
     Args:
         name: ``scalablevit_small`` or another network of ours; ``vit-pytorch:PRESET`` (that package's model) and
-            ``scalablevit:PRESET`` (ours, the same network), where the preset is ``readme``,
-            ``readme-without-dropout`` or ``paper-depth``;
-            ``timm:NAME``, any model of timm; ``path:FILE.py:FACTORY``, a function or class in a file, which is called
-            without arguments and gives a model.
+            ``scalablevit:PRESET`` (ours, the same network), where the preset is ``readme``, ``readme-without-dropout``
+            or ``paper-depth``; ``timm:NAME``, any model of timm; ``path:FILE.py:FACTORY``, a function or class in a
+            file, which is called without arguments and gives a model.
 
     Raises:
         ValueError: If there is no such thing; the message names the nearest.

@@ -46,6 +46,13 @@ class Dropout(NamedTuple):
         least = int(self.probability * 2**32)
         return torch.where(bits >= least, 1.0 / (1.0 - least / 2**32), 0.0)
 
+    def applied_to(self, x: Tensor) -> Tensor:
+        """x, (..., width), as the kernels leave it, in operations that autograd records."""
+        if self.probability == 0.0:
+            return x
+        width = x.shape[-1]
+        return x * self.factors(x.numel() // max(width, 1), width).to(x.dtype).view(x.shape)
+
     def arguments(self) -> tuple[Any, Any]:
         """For a kernel."""
         return ctypes.c_uint64(self.seed), ctypes.c_double(self.probability)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scalablevit.kernels.cpu import products, rows
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 from tests.kernels.list_contract import lists
-from tests.kernels.maps import assert_near
+from tests.kernels.maps import assert_near, assert_no_matter_of_threads
 
 pytestmark = pytest.mark.usefixtures("launcher")
 
@@ -70,13 +70,7 @@ def test_the_same_elements_whatever_the_threads(launcher):
         dropped = rows.drop(x, DROPOUT), launcher.attend_to_few(query, key, value, 0.3, DROPOUT)
         return *dropped, *launcher.attend_to_few_backward(grad, query, key, value, 0.3, DROPOUT)
 
-    threads, expected = torch.get_num_threads(), results()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
-    finally:
-        torch.set_num_threads(threads)
+    assert_no_matter_of_threads(results)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 16), (9, 40), (400, 65)], ids=str)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.kernels.list_contract import CASES, ListContract, expected_of, lists
-from tests.kernels.maps import assert_near
+from tests.kernels.maps import assert_near, assert_no_matter_of_threads
 
 # Queries and keys, one and around vectors and blocks; then widths.
 LENGTHS = [(q, k, 9, 5) for q in (1, 2, 15, 17, 33, 65, 257) for k in (1, 4, 7, 49, 128, 129, 300)]
@@ -31,13 +31,7 @@ def test_the_same_bits_whatever_the_threads(launcher):
             grad, query, key, value, 0.3
         )
 
-    threads, expected = torch.get_num_threads(), results()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
-    finally:
-        torch.set_num_threads(threads)
+    assert_no_matter_of_threads(results)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
