@@ -13,9 +13,11 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.blocks import Reduction, attend_in_windows, attend_to_list
 from scalablevit.convolutions import CellConv2d, MapConv2d
 from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
+from scalablevit.dropping import probability_of
 from scalablevit.interactive_windows import interactive_window_attention
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.layers import Branch, Linear, PointwiseConv, is_plain, is_plain_with, linear
@@ -82,6 +84,10 @@ class ScalableSelfAttention(Branch):
         return self.dropout(self.to_out(self._attend(self.to_q(x), self.keys_values(x))))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
+        if not torch.is_grad_enabled():
+            out = self._attend_at_once(norm, x, residual)
+            if out is not None:
+                return out
         # Nothing is kept for a backward pass where none can come.
         parameters, projections = (norm_of(norm), self._projections()) if torch.is_grad_enabled() else (None, None)
         if parameters is None or projections is None or not is_worthwhile(x, parameters, projections):
@@ -91,6 +97,32 @@ class ScalableSelfAttention(Branch):
             query, projected = normed_projections(x, parameters, projections)
             attended = self._attend(query, self.keys_values.after_projection(projected))
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
+
+    def _attend_at_once(self, norm: nn.LayerNorm, x: Tensor, residual: bool) -> Tensor | None:
+        """``forward_after`` in one call; None where no kernel does all of it."""
+        keys_values, reduction, factor = self.keys_values, None, 1
+        if isinstance(keys_values, DepthwiseKeysValues) and is_plain(keys_values, DepthwiseKeysValues):
+            reduction, factor = keys_values.reduction(), keys_values.reduction_factor
+            if reduction is None:
+                return None
+        elif not isinstance(keys_values, LinearKeysValues) or not is_plain(keys_values, LinearKeysValues):
+            return None
+        to_kv = keys_values.to_kv
+        if not (is_plain(self.to_q) and is_plain(to_kv) and is_plain(self.to_out)):
+            return None
+        if not is_plain(self.dropout, nn.Dropout) or probability_of(self.dropout) > 0.0:
+            return None
+        if self.training and self.attention_dropout > 0.0:
+            return None
+        return attend_to_list(
+            *(norm, x, (self.to_q.weight, self.to_q.bias), reduction, (to_kv.weight, to_kv.bias)),
+            (self.to_out.weight, self.to_out.bias),
+            heads=self.heads,
+            widths=[width // self.heads for width in keys_values.widths],
+            factor=factor,
+            scale=self.scale,
+            residual=residual,
+        )
 
     def _projections(self) -> list[Projection] | None:
         """The two layers that read the norm; None where one is not just what it was made as."""
@@ -178,6 +210,15 @@ class DepthwiseKeysValues(KeysValues):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.after_projection(self.reduce(fill_up_to_one_cell(x, self.reduction_factor)))
+
+    def reduction(self) -> Reduction | None:
+        """What is done before the last layer; None where that is not just what it was made as."""
+        reduce, scaling, norm = self.reduce, self.scale_channels, norm_of(self.norm)
+        if not (
+            is_plain(reduce, CellConv2d) and is_plain(scaling, PointwiseConv) and is_plain(self.norm, nn.LayerNorm)
+        ):
+            return None
+        return None if norm is None else Reduction((reduce.weight, reduce.bias), (scaling.weight, scaling.bias), norm)
 
     def projection(self) -> Projection | None:
         layer = self.reduce
@@ -271,6 +312,10 @@ class InteractiveWindowedSelfAttention(Branch):
         return self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
+        if not torch.is_grad_enabled():
+            out = self._attend_at_once(norm, x, residual)
+            if out is not None:
+                return out
         parameters, projections = (norm_of(norm), self._projections()) if torch.is_grad_enabled() else (None, None)
         if parameters is None or not projections or not is_worthwhile(x, parameters, projections):
             layer = self.to_qkv
@@ -280,6 +325,28 @@ class InteractiveWindowedSelfAttention(Branch):
             query_key, value = normed_projections(x, parameters, projections)
         attended = self._attend_and_interact(query_key, value)
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
+
+    def _attend_at_once(self, norm: nn.LayerNorm, x: Tensor, residual: bool) -> Tensor | None:
+        """``forward_after`` in one call; None where no kernel does all of it."""
+        attention, lim = self.attention, self.lim
+        if not isinstance(attention, WindowAttention) or not is_plain(attention, WindowAttention):
+            return None
+        if not (is_plain(self.to_qkv) and is_plain(self.to_out) and is_plain(self.dropout, nn.Dropout)):
+            return None
+        if not is_plain(lim, MapConv2d) or lim.bias is None or not lim.is_depthwise_3x3():
+            return None
+        if (attention.training and attention.attention_dropout > 0.0) or probability_of(self.dropout) > 0.0:
+            return None
+        heads = attention.heads
+        return attend_in_windows(
+            *(norm, x, (self.to_qkv.weight, self.to_qkv.bias), (lim.weight, lim.bias)),
+            (self.to_out.weight, self.to_out.bias),
+            heads=heads,
+            widths=(self.widths[0] // (2 * heads), self.widths[1] // heads),
+            window_size=attention.window_size,
+            scale=attention.scale,
+            residual=residual,
+        )
 
     def _projections(self) -> list[Projection] | None:
         """One product for queries and keys and one for values, as in `split_linear`; None if an adapter wants a say."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from scalablevit.dot_product import is_eager
 from scalablevit.kernels.recording import call_kernel
 from scalablevit.kernels.selection import convolution_kernel
+from scalablevit.products import linear_by_kernel
+from scalablevit.recomputation import is_recorded
 
 
 class MapConv2d(nn.Conv2d):
@@ -30,7 +32,10 @@ class MapConv2d(nn.Conv2d):
                 if not is_eager(x) or x.device.type != "cpu":
                     return self._convolve(x)
                 x = x.contiguous()
-                out = self._convolve_natively(x) if self._is_by_number() else None
+                out = None
+                if self._is_by_number():
+                    out = self._convolve_few(x)
+                    out = self._convolve_natively(x) if out is None else out
                 return self._convolve(x) if out is None else out
             weight, bias = self.weight, self.bias
             if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
@@ -38,6 +43,22 @@ class MapConv2d(nn.Conv2d):
                 x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             stride, padding = list(self.stride), list(cast(tuple[int, int], self.padding))
             return torch.ops.scalablevit.map_convolution(x, weight, bias, stride, padding, self.groups)
+
+    def _convolve_few(self, x: Tensor) -> Tensor | None:
+        """As one product of what lies under the kernel, where that is little; None elsewhere, or where it is recorded.
+
+        PyTorch lays the weight out anew at each call, which takes ten times as long as the product with few positions.
+        """
+        weight, stride, padding = self.weight, self.stride, cast(tuple[int, int], self.padding)
+        if self.groups != 1 or x.ndim != 4 or x.shape[-1] != weight.shape[1] or is_recorded(x, weight, self.bias):
+            return None
+        sizes = (x.shape[axis + 1] + 2 * padding[axis] - weight.shape[axis + 2] for axis in (0, 1))
+        height, width = (size // stride[axis] + 1 for axis, size in enumerate(sizes))
+        if not 0 < 2 * x.shape[0] * height * width <= weight.shape[0] or not weight.is_contiguous():
+            return None
+        cells = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+        cells = cells.unfold(1, weight.shape[2], stride[0]).unfold(2, weight.shape[3], stride[1])
+        return linear_by_kernel(cells.flatten(3), weight.flatten(1), self.bias)
 
     def _convolve_natively(self, x: Tensor) -> Tensor | None:
         """By a kernel of our own; None where there is none."""
@@ -65,6 +86,12 @@ class MapConv2d(nn.Conv2d):
     def _convolve(self, x: Tensor) -> Tensor:
         # A permuted channels-last map is what PyTorch calls the channels_last memory format: nothing is copied.
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+
+    def is_depthwise_3x3(self) -> bool:
+        """Whether it is LIM of the paper's design: 3x3 in each channel alone, on a map with zeros around it."""
+        shape, groups = self.weight.shape, self.groups
+        settings = self.stride, self.padding, self.dilation, self.padding_mode
+        return shape[1:] == (1, 3, 3) and groups == shape[0] and settings == ((1, 1), (1, 1), (1, 1), "zeros")
 
     def _is_by_number(self) -> bool:
         """Whether the convolution is all said by stride, padding and groups, as all of this package are."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scalablevit.design import HeadKind
+from scalablevit.layers import Linear
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
 HIDDEN_UNITS = 4096
@@ -94,7 +95,7 @@ class ClassifierHead(nn.Module):
         self.hidden: nn.Module = nn.Identity()
         if kind == "hidden":
             self.hidden = nn.Sequential(
-                nn.Linear(features, HIDDEN_UNITS, **factory),
+                Linear(features, HIDDEN_UNITS, **factory),
                 nn.LayerNorm(HIDDEN_UNITS, eps=1e-6, **factory),
                 nn.GELU(),
             )
@@ -140,4 +141,4 @@ class ClassifierHead(nn.Module):
             self.features = self.dim * pool.feature_factor()
 
     def _new_classifier(self, num_classes: int, **factory: Any) -> nn.Module:
-        return nn.Linear(self.features, num_classes, **factory) if num_classes > 0 else nn.Identity()
+        return Linear(self.features, num_classes, **factory) if num_classes > 0 else nn.Identity()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.kernels.recording import is_batched
-from scalablevit.kernels.selection import products_kernel
+from scalablevit.kernels.selection import matrices_kernel, products_kernel
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left @ right`` for a total of the type of both, or in float32."""
-    kernel = _kernel_for(left, right)
+    kernel = _kernel_for(left, right, in_float32=total.dtype == torch.float32)
     if kernel is not None:
         kernel.multiply(left, right, total, adds=True)
     elif total.dtype == left.dtype:
@@ -31,7 +31,7 @@ def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _kernel_for(left: Tensor, right: Tensor) -> Any:
+def _kernel_for(left: Tensor, right: Tensor, *, in_float32: bool = False) -> Any:
     """What multiplies two matrices; None where nothing does, or autograd or a transform has to see it."""
     if left.dtype != right.dtype or left.device != right.device or left.shape[-1:] != right.shape[:1]:
         return None
@@ -39,7 +39,7 @@ def _kernel_for(left: Tensor, right: Tensor) -> Any:
         return None
     if is_batched(left) or is_batched(right) or type(right) not in (Tensor, torch.nn.Parameter):
         return None
-    return products_kernel(left, left.dtype)
+    return matrices_kernel(left, right, in_float32=in_float32)
 
 
 def linear_by_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -81,7 +81,7 @@ class _Linear(torch.autograd.Function):
         _, needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
         grad_weight = None
         if needs_weight:  # a weight in float32 is not rounded on the way
-            kernel = _kernel_for(grad.mT, rows) if grad.ndim == 2 else None
+            kernel = _kernel_for(grad.mT, rows, in_float32=True) if grad.ndim == 2 else None
             if kernel is None:
                 grad_weight = (grad.mT @ rows).to(weight_dtype)
             else:

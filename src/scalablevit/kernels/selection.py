@@ -37,6 +37,9 @@ MAX_NATIVE_LIST = {torch.float32: 2**16, torch.bfloat16: MAX_NATIVE_KEYS}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
+_FEWEST_LINES = (
+    128  # rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles
+)
 
 Choice = bool | Literal["auto"]
 _choices: dict[str, Choice] = {"triton": "auto", "native": "auto"}
@@ -114,8 +117,8 @@ def use_native(choice: Choice) -> _Restoration:
 
     Args:
         choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster:
-            products in bfloat16 on processors with a matrix unit (Intel's AMX), in float32 on AMD's with AVX-512, from
-            256 rows on; convolutions with AVX-512 (measured on AMD's alone); attention everywhere.
+            layers on processors with a matrix unit (Intel's AMX), in float32 on AMD's with AVX-512, from 256 rows on;
+            convolutions with AVX-512; attention everywhere.
 
     Returns:
         An object that restores the choice before when it is used as a context manager.
@@ -172,10 +175,9 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
 def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> Any:
     """The module with products of matrices, for x in products of `dtype` with such parameters; or None.
 
-    Where they are not known to be faster than PyTorch's they run if native kernels are asked for: float32 on tiles,
-    which is faster where nobody else uses the tiles of a core, and slower where somebody does, as on virtual machines;
-    float32 on vectors of Intel's processors, for which PyTorch has Intel's library; bfloat16 without tiles; and few
-    rows, beside which the packing of parameters counts (docs/log.md).
+    Where they are not known to be faster than PyTorch's they run if native kernels are asked for: float32 on vectors of
+    Intel's processors, for which PyTorch has Intel's library, or of few rows, beside which the packing of parameters
+    counts; and bfloat16 without tiles (docs/log.md).
     """
     if dtype != x.dtype or _native(1, x) is None:
         return None
@@ -190,6 +192,30 @@ def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -
         if parameter.dtype not in (x.dtype, torch.float32) or not parameter.is_contiguous():
             return None
     return _module("scalablevit.kernels.cpu.products")
+
+
+def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
+    """The module that multiplies two matrices of one type, whose sums are wanted in float32 or not; or None.
+
+    On tiles it is slower than PyTorch where the result has few rows or columns, for which all that is summed over is
+    packed, and in bfloat16, unless sums are not to be rounded to that (docs/log.md).
+    """
+    if _choices["native"] is not True and _has_tiles():
+        if left.dtype == torch.bfloat16 and not in_float32:
+            return None
+        if left.dtype == torch.float32 and min(left.shape[0], right.shape[1]) < _FEWEST_LINES:
+            return None
+    return products_kernel(left, left.dtype)
+
+
+def blocks_kernel(
+    x: Tensor, dtype: torch.dtype, parameters: Sequence[Tensor], *, list_keys: int = 1, window_keys: int = 1
+) -> Any:
+    """The module with whole attentions of the map x to so many keys, in products of `dtype`; or None."""
+    fits = 0 < list_keys <= MAX_NATIVE_LIST.get(dtype, 0) and 0 < window_keys <= MAX_NATIVE_KEYS
+    if not fits or _choices["triton"] is True or products_kernel(x, dtype, *parameters) is None:
+        return None
+    return _module("scalablevit.kernels.cpu.blocks")
 
 
 def convolution_kernel(
@@ -288,6 +314,13 @@ def _convolves_faster() -> bool:
 
     kernels = library()
     return kernels is not None and kernels.convolves_faster() == 1
+
+
+def _has_tiles() -> bool:
+    from scalablevit.kernels.cpu.compilation import library
+
+    kernels = library()
+    return kernels is not None and kernels.has_tiles() == 1
 
 
 def _has_library() -> bool:

@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from scalablevit.kernels.cpu import attention, compilation, products
 
 # Sides around those of a tile (16, 32) and of what is packed at once, which nothing divides.
-SHAPES = [(1, 1, 1), (5, 40, 7), (16, 32, 32), (33, 31, 65), (70, 80, 33), (49, 96, 160), (300, 64, 48)]
+SHAPES = [
+    (1, 1, 1),
+    (2, 130, 33),
+    (5, 40, 7),
+    (16, 32, 32),
+    (33, 31, 65),
+    (70, 80, 33),
+    (49, 96, 160),
+    (300, 64, 48),
+    (90, 31, 40),
+]
 TYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)]
 
 

@@ -1,7 +1,6 @@
 // What the library offers, to Python's ctypes: each operation for float32 and bfloat16.
 
-#include "feed_forward.h"
-#include "lists.h"
+#include "blocks.h"
 #include "rows.h"
 #include "units.h"
 #include "windows.h"
@@ -13,21 +12,21 @@ using namespace scalablevit;
 // its seed and its probability, 0 for none.
 #define OPERATIONS(NAME, T)                                                                                              \
   extern "C" void attend_in_windows_##NAME(const void* query_key, const void* value, void* out, const float* lim_weight, \
-                                           const float* lim_bias, int b, int height, int width, int heads,              \
-                                           int key_width, int value_width, const int64_t* strides, int window_height,   \
-                                           int window_width, float scale, int threads) {                                \
-    attend_in_windows<T>((const T*)query_key, (const T*)value, (T*)out, lim_weight, lim_bias, b, height, width, heads,  \
-                         key_width, value_width, {strides[0], strides[1], strides[2]},                                  \
-                         {strides[3], strides[4], strides[5]}, window_height, window_width, scale, threads);            \
+                                           const float* lim_bias, int b, int height, int width, int heads,               \
+                                           int key_width, int value_width, const int64_t* strides, int window_height,    \
+                                           int window_width, float scale, int threads) {                                 \
+    attend_in_windows<T>((const T*)query_key, (const T*)value, (T*)out, lim_weight, lim_bias, b, height, width, heads,   \
+                         key_width, value_width, {strides[0], strides[1], strides[2]},                                   \
+                         {strides[3], strides[4], strides[5]}, window_height, window_width, scale, threads);             \
   }                                                                                                                      \
   extern "C" void differentiate_in_windows_##NAME(                                                                       \
-      const void* grad, const void* query_key, const void* value, void* grad_query_key, void* grad_value,               \
-      const float* lim_weight, const float* lim_bias, int b, int height, int width, int heads, int key_width,           \
-      int value_width, const int64_t* strides, int window_height, int window_width, float scale, int threads) {         \
-    differentiate_in_windows<T>((const T*)grad, (const T*)query_key, (const T*)value, (T*)grad_query_key,               \
-                                (T*)grad_value, lim_weight, lim_bias, b, height, width, heads, key_width, value_width,  \
-                                {strides[0], strides[1], strides[2]}, {strides[3], strides[4], strides[5]},             \
-                                {strides[6], strides[7], strides[8]}, window_height, window_width, scale, threads);     \
+      const void* grad, const void* query_key, const void* value, void* grad_query_key, void* grad_value,                \
+      const float* lim_weight, const float* lim_bias, int b, int height, int width, int heads, int key_width,            \
+      int value_width, const int64_t* strides, int window_height, int window_width, float scale, int threads) {          \
+    differentiate_in_windows<T>((const T*)grad, (const T*)query_key, (const T*)value, (T*)grad_query_key,                \
+                                (T*)grad_value, lim_weight, lim_bias, b, height, width, heads, key_width, value_width,   \
+                                {strides[0], strides[1], strides[2]}, {strides[3], strides[4], strides[5]},              \
+                                {strides[6], strides[7], strides[8]}, window_height, window_width, scale, threads);      \
   }                                                                                                                      \
   extern "C" void attend_to_list_##NAME(const void* query, const void* key, const void* value, void* out, int b,         \
                                         int heads, int queries, int keys, int key_width, int value_width,                \
@@ -75,7 +74,7 @@ OPERATIONS(bfloat16, BFloat16)
 ROWS(float32, float)
 ROWS(bfloat16, BFloat16)
 
-// From how many rows on products are faster than PyTorch's. Where that is 0, none of the operations below is to be called.
+// From how many rows on layers are faster than PyTorch's. Where that is 0, none of the operations below is to be called.
 extern "C" int fewest_rows_float32() { return fewest_rows<float>(); }
 extern "C" int fewest_rows_bfloat16() { return fewest_rows<BFloat16>(); }
 extern "C" int has_tiles() { return scalablevit::has_tiles(); }
@@ -84,32 +83,42 @@ extern "C" int has_tiles() { return scalablevit::has_tiles(); }
   extern "C" void feed_forward_##NAME(const void* x, const float* norm_weight, const float* norm_bias,                   \
                                       const void* weight1, const float* bias1, const void* weight2, const float* bias2,  \
                                       void* out, void* kept, int64_t rows, int width, int hidden, float eps,             \
-                                      int residual, uint64_t seed_of_hidden, uint64_t seed_of_result, double probability, \
+                                      int residual, uint64_t seed_of_hidden, uint64_t seed_of_result, double probability,\
                                       int threads) {                                                                     \
+    const bool is_plain = !kept && probability == 0.0;                                                                   \
     with_products<T>([&](auto kind) {                                                                                    \
-      feed_forward<typename decltype(kind)::Type, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight1,     \
+      using Products = typename decltype(kind)::Type;                                                                    \
+      if (is_plain && are_few_for_feed_forward(rows, width))                                                             \
+        return feed_forward_of_few<Products, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight1, bias1,   \
+                                                   (const W*)weight2, bias2, (T*)out, rows, width, hidden, residual,     \
+                                                   threads);                                                             \
+      feed_forward<Products, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight1,                          \
                                                         bias1, (const W*)weight2, bias2, (T*)out, (T*)kept, rows,        \
                                                         width, hidden, residual, {seed_of_hidden, probability},          \
                                                         {seed_of_result, probability}, threads);                         \
     });                                                                                                                  \
   }                                                                                                                      \
-  extern "C" void linear_##NAME(const void* x, const float* norm_weight, const float* norm_bias, const void* weight,    \
-                                const float* bias, const void* residual, void* out, void* second, int64_t rows,         \
-                                int width, int columns, int first_columns, float eps, int threads) {                    \
-    with_products<T>([&](auto kind) {                                                                                    \
-      linear<typename decltype(kind)::Type, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight, bias,      \
-                                                  (const T*)residual, (T*)out, (T*)second, rows, width, columns,        \
-                                                  first_columns, threads);                                              \
-    });                                                                                                                  \
+  extern "C" void linear_##NAME(const void* x, const float* norm_weight, const float* norm_bias, const void* weight,     \
+                                const float* bias, const void* residual, void* out, void* second, int64_t rows,          \
+                                int width, int columns, int first_columns, float eps, int threads) {                     \
+    apply_linear<T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight, bias, (const T*)residual, (T*)out,    \
+                       (T*)second, rows, width, columns, first_columns, threads);                                        \
+  }                                                                                                                      \
+  extern "C" void attend_in_windows_block_##NAME(const WindowBlock* block, float eps, float scale, int threads) {        \
+    attend_in_windows_block<T, W>(*block, eps, scale, threads);                                                          \
+  }                                                                                                                      \
+  extern "C" void attend_to_list_block_##NAME(const ListBlock* block, float eps, float inner_eps, float scale,           \
+                                              int threads) {                                                             \
+    attend_to_list_block<T, W>(*block, eps, inner_eps, scale, threads);                                                  \
   }
 
 // Strides are of lines and numbers of the left side, then of the right one.
 #define MATRICES(NAME, T, OUT)                                                                                           \
-  extern "C" void multiply_##NAME(const void* left, const void* right, void* out, int64_t rows, int64_t columns,        \
-                                  int64_t length, const int64_t* strides, int64_t out_stride, int adds, int threads) {  \
+  extern "C" void multiply_##NAME(const void* left, const void* right, void* out, int64_t rows, int64_t columns,         \
+                                  int64_t length, const int64_t* strides, int64_t out_stride, int adds, int threads) {   \
     with_products<T>([&](auto kind) {                                                                                    \
       multiply_matrices<typename decltype(kind)::Type, T, T, OUT>(                                                       \
-          {(const T*)left, strides[0], strides[1]}, {(const T*)right, strides[2], strides[3]}, (OUT*)out, out_stride,   \
+          {(const T*)left, strides[0], strides[1]}, {(const T*)right, strides[2], strides[3]}, (OUT*)out, out_stride,    \
           rows, columns, length, adds, threads);                                                                         \
     });                                                                                                                  \
   }

@@ -13,6 +13,7 @@
 //   left_size, right_size           numbers that a packed group takes, by its length along k
 //   pack_left, pack_right           pack lines of the left side, and a group of the right one
 //   set                             puts kStep numbers into a row of a packed group of the left side
+//   set_right                       puts two numbers of each column into a packed group of the right side
 //   multiply_rows                   multiplies packed rows with a packed group of columns; `turned` is 0, or, if rows of the
 //                                   left side did not have their numbers side by side, how many were packed as a block
 

@@ -193,6 +193,15 @@ struct TileProducts {
     cut<kParts>(numbers, row_of_group(left + row / kGroup * size + step * left_size(kStep), row % kGroup), 2 * kTileSize);
   }
 
+  // `first` and `second` are numbers `k`, which is even, and k + 1 of the columns of a packed group, (kGroup) each.
+  static void set_right(BFloat16* right, int64_t k, Vector* first, Vector* second) {
+    BFloat16* target = right + k / kStep * right_size(kStep) + k % kStep / 2 * kStep;
+    for (int half = 0; half < 2; ++half) {
+      const int at = half * (kTile / kLanes);
+      cut_pairs<kParts>(first + at, second + at, target + half * kTileSize, 2 * kTileSize);
+    }
+  }
+
   // The products of `rows` packed rows, in groups of `size` numbers, with a packed group of `columns` columns.
   // `finish(row, sums)` is told the sums of each row, (kGroup), which are zeros beyond the columns.
   template <typename Finish>

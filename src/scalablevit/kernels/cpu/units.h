@@ -53,11 +53,11 @@ inline bool convolves_faster() {
 #endif
 }
 
-// From how many rows on products of numbers of type T are faster than PyTorch's; 0 if there are none at all.
+// From how many rows on layers in numbers of type T are faster than PyTorch's; 0 if there are none at all.
 template <typename T>
 inline int fewest_rows() {
   constexpr int only_if_asked = std::numeric_limits<int>::max();
-  if (has_tiles()) return std::is_same_v<T, BFloat16> ? 1 : only_if_asked;
+  if (has_tiles()) return 1;
   if (std::is_same_v<T, float>) return is_foreign_to_mkl() ? 256 : only_if_asked;
   return SCALABLEVIT_PAIRS ? only_if_asked : 0;
 }

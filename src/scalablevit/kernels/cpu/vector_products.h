@@ -108,6 +108,19 @@ struct VectorProducts {
     for (int v = 0; v < kStep / kLanes; ++v) store(target + v * kLanes, numbers[v]);
   }
 
+  // `first` and `second` are numbers `k`, which is even, and k + 1 of the columns of a packed group, (kGroup) each.
+  static void set_right(float* right, int64_t k, const Vector* first, const Vector* second) {
+    float* target = right + k / kNumbers * kGroup;
+    for (int v = 0; v < kGroup / kLanes; ++v) {
+      if constexpr (kNumbers == 1) {
+        store(target + v * kLanes, first[v]);
+        store(target + kGroup + v * kLanes, second[v]);
+      } else {
+        store(target + v * kLanes, pairs_of(nearest(first[v]), nearest(second[v])));
+      }
+    }
+  }
+
   // The products of `rows` packed rows, in groups of `size` words, with a packed group of `columns` columns.
   // `finish(row, sums)` is told the sums of each row, (kGroup), which are zeros beyond the columns. No more than kBlockRows,
   // of a block of `turned` rows if their numbers did not lie side by side.

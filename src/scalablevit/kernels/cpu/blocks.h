@@ -1,0 +1,159 @@
+// An attention of the paper's design from the norm before it to the sum with the residual stream behind it.
+//
+// Axes: b batch, h height, w width, c channels, n heads, d width of a query and key head, d' of a value head, r positions
+// along each side of a cell. Maps are contiguous. Nothing here multiplies; what does is called one after the other, with
+// what lies between in one workspace.
+
+#pragma once
+
+#include "few_rows.h"
+#include "lists.h"
+#include "windows.h"
+
+namespace scalablevit {
+
+// What comes from Python, as it lies in an array of 64-bit integers. Biases of projections may be null.
+struct WindowBlock {
+  const void* x;  // (b, h, w, c), of type T
+  const float *norm_weight, *norm_bias;
+  const void* projection;  // (2nd + nd', c), of type W: queries and keys, then values
+  const float* projection_bias;
+  const float *lim_weight, *lim_bias;  // (nd', 9), (nd')
+  const void* to_out;                  // (c, nd'), of type W
+  const float* out_bias;
+  void *workspace, *out;  // (room_for), (b, h, w, c)
+  int64_t b, height, width, channels, heads, key_width, value_width, window_height, window_width, adds;
+};
+
+struct ListBlock {
+  const void* x;  // (b, h, w, c), of type T
+  const float *norm_weight, *norm_bias;
+  const void* to_query;  // (nd, c), of type W
+  const float* query_bias;
+  // Of a reduction by more than 1: the depthwise convolution over cells, (c, r, r) and (c), the layer that scales channels,
+  // (nd, c) of type W and (nd), and the norm behind it.
+  const float *cell_weight, *cell_bias;
+  const void* scaling;
+  const float *scaling_bias, *inner_weight, *inner_bias;
+  const void* to_key_value;  // (nd + nd', nd or c), of type W
+  const float* key_value_bias;
+  const void* to_out;  // (c, nd'), of type W
+  const float* out_bias;
+  void *workspace, *out;
+  int64_t b, height, width, channels, heads, key_width, value_width, factor, adds;
+};
+
+// `linear`, whichever way is faster.
+template <typename T, typename W>
+void apply_linear(const T* x, const float* norm_weight, const float* norm_bias, float eps, const W* weight, const float* bias,
+                  const T* residual, T* out, T* second, int64_t rows, int width, int columns, int first_columns,
+                  int threads) {
+  with_products<T>([&](auto kind) {
+    using Products = typename decltype(kind)::Type;
+    const bool few = are_few_for_linear(rows, width);
+    const auto run = rows <= kFewest ? linear_of_fewest<T, W> : few ? linear_of_few<Products, T, W> : linear<Products, T, W>;
+    run(x, norm_weight, norm_bias, eps, weight, bias, residual, out, second, rows, width, columns, first_columns, threads);
+  });
+}
+
+template <typename T, typename W>
+void apply_linear(const T* x, const W* weight, const float* bias, const T* residual, T* out, int64_t rows, int width,
+                  int columns, int threads) {
+  apply_linear<T, W>(x, nullptr, nullptr, 0.0f, weight, bias, residual, out, nullptr, rows, width, columns, columns, threads);
+}
+
+// (channels, taps) to (taps, channels).
+inline void turn_taps(const float* weight, int64_t channels, int64_t taps, float* out) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t tap = 0; tap < taps; ++tap) out[tap * channels + c] = weight[c * taps + tap];
+}
+
+template <typename T, typename W>
+void attend_in_windows_block(const WindowBlock& a, float eps, float scale, int threads) {
+  const int64_t rows = a.b * a.height * a.width;
+  const int of_keys = (int)(2 * a.heads * a.key_width), of_values = (int)(a.heads * a.value_width), c = (int)a.channels;
+  float* taps = (float*)a.workspace;
+  T *query_key = (T*)(taps + 9 * of_values), *value = query_key + rows * of_keys, *attended = value + rows * of_values;
+  const T* x = (const T*)a.x;
+  turn_taps(a.lim_weight, of_values, 9, taps);
+  apply_linear<T, W>(x, a.norm_weight, a.norm_bias, eps, (const W*)a.projection, a.projection_bias, nullptr, query_key, value,
+                     rows, c, of_keys + of_values, of_keys, threads);
+  const MapStrides of_query_key{a.height * a.width * of_keys, a.width * of_keys, of_keys};
+  const MapStrides of_value{a.height * a.width * of_values, a.width * of_values, of_values};
+  attend_in_windows<T>(query_key, value, attended, taps, a.lim_bias, (int)a.b, (int)a.height, (int)a.width, (int)a.heads,
+                       (int)a.key_width, (int)a.value_width, of_query_key, of_value, (int)a.window_height,
+                       (int)a.window_width, scale, threads);
+  apply_linear<T, W>(attended, (const W*)a.to_out, a.out_bias, a.adds ? x : nullptr, (T*)a.out, rows, of_values, c, threads);
+}
+
+// The norm of a map (b, h, w, c), convolved cell by cell: (b, h / r, w / r, c). What is beyond the last whole cell is left out.
+template <typename T>
+void reduce_normed(const ListBlock& a, const float* taps, float eps, T* out, int threads) {
+  const int64_t r = a.factor, rows = a.height / r, columns = a.width / r, c = a.channels;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> sums(round_up((int)c, kLanes));
+#pragma omp for schedule(static)
+    for (int64_t cell = 0; cell < a.b * rows * columns; ++cell) {
+      const int64_t image = cell / (rows * columns), y = cell / columns % rows * r, x = cell % columns * r;
+      for_each_vector((int)c, [&](int i, int count) { store(&sums[i], load_some(a.cell_bias + i, count)); });
+      for (int64_t tap = 0; tap < r * r; ++tap) {
+        const T* from = (const T*)a.x + ((image * a.height + y + tap / r) * a.width + x + tap % r) * c;
+        const Moments of = moments(from, (int)c, eps);
+        for_each_vector((int)c, [&](int i, int count) {
+          const Vector centred = (load_some(from + i, count) - of.mean) * of.factor;
+          const Vector normed = centred * load_some(a.norm_weight + i, count) + load_some(a.norm_bias + i, count);
+          store(&sums[i], load(&sums[i]) + normed * load_some(taps + tap * c + i, count));
+        });
+      }
+      for_each_vector((int)c, [&](int i, int count) { store_some(out + cell * c + i, load(&sums[i]), count); });
+    }
+  }
+}
+
+// x = gelu(norm(x)), row by row.
+template <typename T>
+void normalise_and_activate(T* x, const float* weight, const float* bias, int64_t rows, int width, float eps, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kAlone)
+  for (int64_t row = 0; row < rows; ++row) {
+    T* p = x + row * width;
+    const Moments of = moments(p, width, eps);
+    for_each_vector(width, [&](int i, int count) {
+      const Vector centred = (load_some(p + i, count) - of.mean) * of.factor;
+      store_some(p + i, gelu<T>(centred * load_some(weight + i, count) + load_some(bias + i, count)), count);
+    });
+  }
+}
+
+template <typename T, typename W>
+void attend_to_list_block(const ListBlock& a, float eps, float inner_eps, float scale, int threads) {
+  const int64_t r = a.factor, rows = a.b * a.height * a.width, keys = a.height / r * (a.width / r), cells = a.b * keys;
+  const int of_keys = (int)(a.heads * a.key_width), of_values = (int)(a.heads * a.value_width), c = (int)a.channels;
+  const int of_both = of_keys + of_values;
+  float* taps = (float*)a.workspace;
+  T *query = (T*)(taps + r * r * c), *key_value = query + rows * of_keys, *attended = key_value + cells * of_both;
+  T *reduced = attended + rows * of_values, *scaled = reduced + cells * c;  // only where r is above 1
+  const T* x = (const T*)a.x;
+  const auto project = [&](const void* weight, const float* bias, T* out, int columns) {
+    apply_linear<T, W>(x, a.norm_weight, a.norm_bias, eps, (const W*)weight, bias, nullptr, out, nullptr, rows, c, columns,
+                       columns, threads);
+  };
+  project(a.to_query, a.query_bias, query, of_keys);
+  if (r == 1) {
+    project(a.to_key_value, a.key_value_bias, key_value, of_both);
+  } else {
+    turn_taps(a.cell_weight, c, r * r, taps);
+    reduce_normed(a, taps, eps, reduced, threads);
+    apply_linear<T, W>(reduced, (const W*)a.scaling, a.scaling_bias, nullptr, scaled, cells, c, of_keys, threads);
+    normalise_and_activate(scaled, a.inner_weight, a.inner_bias, cells, of_keys, inner_eps, threads);
+    apply_linear<T, W>(scaled, (const W*)a.to_key_value, a.key_value_bias, nullptr, key_value, cells, of_keys, of_both,
+                       threads);
+  }
+  const ListStrides of_query{a.height * a.width * of_keys, a.key_width, of_keys};
+  attend_to_list<T>(query, key_value, key_value + of_keys, attended, (int)a.b, (int)a.heads, (int)(a.height * a.width),
+                    (int)keys, (int)a.key_width, (int)a.value_width, of_query, {keys * of_both, a.key_width, of_both},
+                    {keys * of_both, a.value_width, of_both}, scale, {0, 0.0}, threads);
+  apply_linear<T, W>(attended, (const W*)a.to_out, a.out_bias, a.adds ? x : nullptr, (T*)a.out, rows, of_values, c, threads);
+}
+
+}  // namespace scalablevit

@@ -1,0 +1,130 @@
+"""Whole attentions in one call, against the same layers in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelfAttention
+from scalablevit.design import DESIGNS
+from scalablevit.kernels import use_native
+from scalablevit.kernels.cpu import attention
+from scalablevit.layers import PreNormResidual
+from tests.networks import randomise
+
+COMMON = {"dropout": 0.0, "attention_dropout": 0.0, "design": DESIGNS["paper"]}
+KINDS = {
+    "window": lambda: InteractiveWindowedSelfAttention(40, heads=2, dim_key=16, dim_value=12, window_size=7, **COMMON),
+    "list": lambda: ScalableSelfAttention(40, heads=3, dim_key=9, dim_value=7, reduction_factor=1, **COMMON),
+    "list of cells": lambda: ScalableSelfAttention(40, heads=3, dim_key=9, dim_value=7, reduction_factor=3, **COMMON),
+}
+# Of few rows and of many, with windows and cells that stick out, and of a single row.
+MAPS = [(1, 7, 7), (2, 14, 9), (1, 3, 4), (1, 25, 16), (3, 6, 40)]
+
+
+@pytest.fixture
+def calls(monkeypatch, launcher):
+    """The names of the kernels that ran."""
+    names, call = [], attention.call
+    for module in ("attention", "blocks", "products", "rows"):
+        monkeypatch.setattr(
+            f"scalablevit.kernels.cpu.{module}.call", lambda name, *rest: names.append(name) or call(name, *rest)
+        )
+    return names
+
+
+@pytest.fixture(params=KINDS)
+def block(request):
+    torch.manual_seed(0)
+    return randomise(PreNormResidual(nn.LayerNorm(40), KINDS[request.param]())).eval()
+
+
+def name_of(block):
+    return (
+        "attend_in_windows_block"
+        if isinstance(block.branch, InteractiveWindowedSelfAttention)
+        else "attend_to_list_block"
+    )
+
+
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_block_is_its_layers(block, shape, residual, calls):
+    x = torch.randn(*shape, 40)
+    if residual:
+        run = lambda block, x: block(x)  # noqa: E731
+    else:
+        run = lambda block, x: block.branch.forward_after(block.norm, x, residual=False)  # noqa: E731
+    with torch.no_grad(), use_native(True):
+        found = run(block, x)
+        assert calls == [name_of(block)]
+        expected = run(copy.deepcopy(block).double(), x.double())
+    assert float((found - expected).abs().max()) <= 2e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_a_block_in_bfloat16_is_as_near_as_its_layers(block, weights, calls, kernels):
+    if kernels.fewest_rows_bfloat16() == 0:
+        pytest.skip("nothing multiplies bfloat16")
+    x = torch.randn(2, 14, 9, 40).bfloat16()
+    exact = copy.deepcopy(block).double()
+    block = block.to(weights)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=weights == torch.float32):
+        with use_native(True):
+            found = block(x)
+        assert calls == [name_of(block)]
+        with use_native(False):
+            usual = block(x)
+    with torch.no_grad():
+        exact.load_state_dict(block.double().state_dict())
+        expected = exact(x.double())
+    ours, theirs = (float((one - expected).norm()) for one in (found, usual))
+    assert found.dtype == torch.bfloat16
+    assert ours <= 1.2 * theirs
+
+
+def test_strides_and_empty_batches(block, calls):
+    x = torch.randn(2, 9, 14, 40).transpose(1, 2)
+    with torch.no_grad(), use_native(True):
+        torch.testing.assert_close(block(x), block(x.contiguous()), rtol=1e-4, atol=1e-4)
+        assert block(torch.randn(0, 7, 7, 40)).shape == (0, 7, 7, 40)
+
+
+def test_what_is_recorded_goes_step_by_step(block, calls):
+    x = torch.randn(1, 14, 14, 40)
+    with use_native(True):
+        block(x)
+        with torch.no_grad():
+            before = calls.count(name_of(block))
+            block(x.requires_grad_())
+    assert (before, calls.count(name_of(block))) == (0, 1)
+
+
+def test_layers_that_do_more_than_they_were_made_for_are_called(block, calls):
+    x, heard = torch.randn(1, 7, 7, 40), []
+    with torch.no_grad(), use_native(True):
+        for name, layer in block.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                hook = layer.register_forward_hook(lambda *_, name=name: heard.append(name))
+                block(x)
+                hook.remove()
+                split = name.endswith("to_qkv")  # its weight is used in two parts, a hook on it is none on them
+                assert (heard[-1:] == [name]) or split, name
+        assert name_of(block) not in calls
+        block.branch.to_out = nn.utils.parametrizations.weight_norm(block.branch.to_out)
+        block(x)
+    assert name_of(block) not in calls
+
+
+def test_wrong_sizes_are_pytorchs_errors(block, calls):
+    block.branch.to_out = nn.Linear(5, 40)
+    with torch.no_grad(), use_native(True), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        block(torch.randn(1, 7, 7, 40))
+
+
+def test_dropout_in_training_is_not_left_out(block, calls):
+    block.branch.dropout.p = 0.5
+    with torch.no_grad(), use_native(True):
+        block.train()(torch.randn(1, 7, 7, 40))
+    assert name_of(block) not in calls
