@@ -124,6 +124,16 @@ def test_a_feed_forward(types, shape, residual, with_norm, often):
     assert error_of(out, expected + x.double() if residual else expected) <= 4 * often
 
 
+def test_what_was_in_memory_before_is_not_multiplied(types):
+    """Hidden channels that fill no group, after more of them, in the same memory, that were no numbers."""
+    x, out = torch.randn(20, 40).to(types[0]), torch.empty(20, 40, dtype=types[0])
+    for hidden, wrong in ((96, True), (70, False)):
+        weight1, weight2 = torch.randn(hidden, 40).to(types[1]), torch.randn(40, hidden).to(types[1])
+        layers = weight1, torch.full((hidden,), torch.nan if wrong else 0.0), weight2, torch.zeros(40)
+        products.feed_forward(x, None, layers, out, residual=False)
+        assert out.isnan().all() if wrong else out.isfinite().all()
+
+
 @pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_product(library, shape, dtype, turned, often):
