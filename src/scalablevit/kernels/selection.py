@@ -223,8 +223,8 @@ def convolution_kernel(
 ) -> Any:
     """The module that convolves a map (b, h, w, c) with a dense 3x3 weight, in float32; None if none does.
 
-    They take 16 products for PyTorch's 36. By themselves they run with AVX-512, which was measured on an AMD processor,
-    and not yet on one of Intel's (docs/log.md).
+    They take 16 products for PyTorch's 36. By themselves they run with AVX-512 (measured on one processor of AMD's and
+    one of Intel's, docs/log.md).
     """
     dense = weight.shape[1:] == (*x.shape[-1:], 3, 3) and groups == 1
     if not dense or 0 in weight.shape or (*stride, *padding) != (1, 1, 1, 1) or x.ndim != 4 or x.dtype != torch.float32:
