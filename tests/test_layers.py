@@ -23,6 +23,27 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert module.eval()(x) is x
 
 
+@pytest.mark.parametrize("shape", [(1, 15, 2, 64), (2, 29, 1, 64), (1, 57, 2, 64), (1, 2, 29, 64)], ids=str)
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_convolution_to_one_position_along_an_axis_is_right_in_bfloat16(shape, autocast):
+    torch.manual_seed(0)
+    module = MapConv2d(64, 80, 3, 2, 1)
+    exact = copy.deepcopy(module).double()
+    module = module if autocast else module.bfloat16()
+    x = torch.randn(shape).bfloat16().requires_grad_()
+    expected = exact(x.double())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = module(x)
+        operator = torch.ops.scalablevit.map_convolution
+        weight, bias = module.weight.detach().bfloat16(), module.bias.detach().bfloat16()
+        compiled = operator(x.detach(), weight, bias, [2, 2], [1, 1], 1)
+    grad = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, (x, exact.weight), grad)
+    gradients = torch.autograd.grad(found, (x, module.weight), grad.bfloat16())
+    for one, other in zip((found, compiled, *gradients), (expected, expected, *expected_gradients), strict=True):
+        assert float((one.double() - other).detach().norm()) <= 0.02 * float(other.detach().norm())
+
+
 def test_a_map_convolution_is_the_convolution():
     module = MapConv2d(3, 5, 3, stride=2, padding=1)
     x = torch.randn(2, 7, 6, 3)

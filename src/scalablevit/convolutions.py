@@ -36,7 +36,9 @@ class MapConv2d(nn.Conv2d):
                 if self._is_by_number():
                     out = self._convolve_few(x)
                     out = self._convolve_natively(x) if out is None else out
-                return self._convolve(x) if out is None else out
+                if out is None:
+                    out = self._convolve_turned(x) if self._gives_a_half_column(x) else self._convolve(x)
+                return out
             weight, bias = self.weight, self.bias
             if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
                 dtype = torch.get_autocast_dtype(x.device.type)
@@ -83,6 +85,25 @@ class MapConv2d(nn.Conv2d):
             operator=plain,
         )
 
+    def _gives_a_half_column(self, x: Tensor) -> bool:
+        """Whether the result is one position wide and in half precision, with a stride.
+
+        With a matrix unit PyTorch's convolution then gives numbers that have nothing to do with it (2.14.1); turned by
+        a quarter it is right (docs/log.md).
+        """
+        half = torch.is_autocast_enabled("cpu") or x.dtype in (torch.bfloat16, torch.float16)
+        if not half or self.groups != 1 or x.ndim != 4 or not self._is_by_number():
+            return False
+        room = x.shape[2] + 2 * cast(tuple[int, int], self.padding)[1] - self.kernel_size[1]
+        return 0 <= room < self.stride[1] and self.stride[1] > 1
+
+    def _convolve_turned(self, x: Tensor) -> Tensor:
+        """With height and width in each other's place."""
+        (stride, wide_stride), (padding, wide_padding) = self.stride, cast(tuple[int, int], self.padding)
+        settings = (wide_stride, stride), (wide_padding, padding)
+        out = F.conv2d(x.permute(0, 3, 2, 1), self.weight.transpose(2, 3), self.bias, *settings)
+        return out.permute(0, 3, 2, 1).contiguous()
+
     def _convolve(self, x: Tensor) -> Tensor:
         # A permuted channels-last map is what PyTorch calls the channels_last memory format: nothing is copied.
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
@@ -108,6 +129,9 @@ def _map_convolution(
     x = x.contiguous()
     if (kernel := convolution_kernel(x, weight, bias, stride, padding, groups)) is not None:
         return cast(Tensor, kernel.convolve(x, weight, bias))
+    if x.shape[2] + 2 * padding[1] - weight.shape[3] < stride[1]:  # one position wide; see MapConv2d
+        turned = F.conv2d(x.permute(0, 3, 2, 1), weight.transpose(2, 3), bias, stride[::-1], padding[::-1], 1, groups)
+        return turned.permute(0, 3, 2, 1).contiguous()
     out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, list(stride), list(padding), 1, groups)
     return out.permute(0, 2, 3, 1).contiguous()
 
