@@ -218,7 +218,9 @@ class DepthwiseKeysValues(KeysValues):
             is_plain(reduce, CellConv2d) and is_plain(scaling, PointwiseConv) and is_plain(self.norm, nn.LayerNorm)
         ):
             return None
-        return None if norm is None else Reduction((reduce.weight, reduce.bias), (scaling.weight, scaling.bias), norm)
+        if norm is None or not reduce.is_over_cells():
+            return None
+        return Reduction((reduce.weight, reduce.bias), (scaling.weight, scaling.bias), norm)
 
     def projection(self) -> Projection | None:
         layer = self.reduce

@@ -65,12 +65,9 @@ def attend_in_windows(
         (b, h, w, c).
     """
     key_width, value_width = (heads * width for width in widths)
-    sizes = {
-        projection: (2 * key_width + value_width, x.shape[-1]),
-        to_out: (x.shape[-1], value_width),
-    }
+    sizes = [(projection, (2 * key_width + value_width, x.shape[-1])), (to_out, (x.shape[-1], value_width))]
     parameters = norm_of(norm)
-    if parameters is None or key_width % 16 or lim[0].shape != (value_width, 1, 3, 3):
+    if x.ndim != 4 or parameters is None or key_width % 16 or lim[0].shape != (value_width, 1, 3, 3):
         return None
     if lim[1].shape != lim[0].shape[:1]:
         return None
@@ -122,19 +119,20 @@ def attend_to_list(
         (b, h, w, c).
     """
     channels, (key_width, value_width) = x.shape[-1], (heads * width for width in widths)
-    sizes = {to_query: (key_width, channels), to_out: (channels, value_width)}
+    sizes = [(to_query, (key_width, channels)), (to_out, (channels, value_width))]
     parameters, small = norm_of(norm), []
-    if parameters is None or min(x.shape[1:3]) < factor:
+    if x.ndim != 4 or parameters is None or min(x.shape[1:3]) < factor or (reduction is None) != (factor == 1):
         return None
     if reduction is None:
-        sizes[to_key_value] = key_width + value_width, channels
+        sizes.append((to_key_value, (key_width + value_width, channels)))
     else:
         (cells, cell_bias), inner = reduction.cells, reduction.norm
         if cells.shape != (channels, 1, factor, factor) or cell_bias is None or cell_bias.shape != cells.shape[:1]:
             return None
-        if not inner.weight.shape == inner.bias.shape == (key_width,):
+        if inner.weight.dtype != inner.bias.dtype or not inner.weight.shape == inner.bias.shape == (key_width,):
             return None
-        sizes |= {reduction.scaling: (key_width, channels), to_key_value: (key_width + value_width, key_width)}
+        sizes.append((reduction.scaling, (key_width, channels)))
+        sizes.append((to_key_value, (key_width + value_width, key_width)))
         small = [cells, cell_bias, inner.weight, inner.bias]
     keys = (x.shape[1] // factor) * (x.shape[2] // factor)
     kernel = _kernel(x, parameters, sizes, [*parameters[:2], *small], list_keys=keys)
@@ -151,12 +149,12 @@ def attend_to_list(
     return out
 
 
-def _kernel(x: Tensor, norm: Norm, sizes: dict[Layer, tuple[int, int]], small: list[Tensor], **keys: int) -> Any:
+def _kernel(x: Tensor, norm: Norm, sizes: list[tuple[Layer, tuple[int, int]]], small: list[Tensor], **keys: int) -> Any:
     """The module with kernels for such layers and other parameters, if nothing is recorded; or None."""
     if not norm.weight.shape == norm.bias.shape == x.shape[-1:] or not may_recompute(x) or not x.is_contiguous():
         return None  # the layers say what is wrong
     weights, biases = [], []
-    for (weight, bias), size in sizes.items():
+    for (weight, bias), size in sizes:
         if weight.shape != size or (bias is not None and bias.shape != size[:1]):
             return None
         weights.append(weight)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scalablevit.dot_product import is_eager
 from scalablevit.kernels.recording import call_kernel
-from scalablevit.kernels.selection import convolution_kernel
+from scalablevit.kernels.selection import convolution_kernel, products_kernel
 from scalablevit.products import linear_by_kernel
 from scalablevit.recomputation import is_recorded
 
@@ -56,7 +56,10 @@ class MapConv2d(nn.Conv2d):
             return None
         sizes = (x.shape[axis + 1] + 2 * padding[axis] - weight.shape[axis + 2] for axis in (0, 1))
         height, width = (size // stride[axis] + 1 for axis, size in enumerate(sizes))
-        if not 0 < 2 * x.shape[0] * height * width <= weight.shape[0] or not weight.is_contiguous():
+        if min(height, width) < 1 or 2 * x.shape[0] * height * width > weight.shape[0] or not weight.is_contiguous():
+            return None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if products_kernel(x.new_empty(x.shape[0] * height * width, 1), dtype, weight, self.bias) is None:
             return None
         cells = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
         cells = cells.unfold(1, weight.shape[2], stride[0]).unfold(2, weight.shape[3], stride[1])
@@ -219,6 +222,11 @@ class CellConv2d(MapConv2d):
     def __init__(self, dim: int, cell: int, **factory: Any) -> None:
         super().__init__(dim, dim, cell, cell, groups=dim, **factory)
         self.cell = cell
+
+    def is_over_cells(self) -> bool:
+        """Whether nobody changed what the convolution was made as."""
+        cell, settings = (self.cell, self.cell), (self.padding, self.dilation, self.padding_mode)
+        return self.stride == cell and self.groups == self.weight.shape[0] and settings == ((0, 0), (1, 1), "zeros")
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():

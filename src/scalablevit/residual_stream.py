@@ -90,7 +90,7 @@ def add_projected(residual: Tensor | None, layer: Linear, dropout: nn.Dropout, v
 def _add_natively(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor | None:
     if layer.bias is None or probability_of(dropout) > 0.0 or not may_recompute(values):
         return None
-    if is_recorded(residual, values, layer.weight, layer.bias):
+    if is_recorded(residual, values, layer.weight, layer.bias) or residual.is_neg():
         return None
     dtype = product_dtype(values, None, (layer.weight, layer.bias))
     if dtype is None or values.dtype != dtype:

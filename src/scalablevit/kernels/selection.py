@@ -189,7 +189,7 @@ def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -
             continue
         if type(parameter) not in (Tensor, torch.nn.Parameter) or parameter.device != x.device:
             return None
-        if parameter.dtype not in (x.dtype, torch.float32) or not parameter.is_contiguous():
+        if parameter.dtype not in (x.dtype, torch.float32) or not parameter.is_contiguous() or parameter.is_neg():
             return None
     return _module("scalablevit.kernels.cpu.products")
 

@@ -123,6 +123,24 @@ def test_wrong_sizes_are_pytorchs_errors(block, calls):
         block(torch.randn(1, 7, 7, 40))
 
 
+def test_maps_of_other_axes_and_negative_weights_are_left_to_pytorch(block, calls):
+    with torch.no_grad(), use_native(True):
+        for shape in ((7, 7, 40), (2, 3, 7, 7, 40)):
+            with pytest.raises((ValueError, RuntimeError)):
+                block(torch.randn(shape))
+        block.branch.to_out.weight = nn.Parameter(torch._neg_view(torch.ones_like(block.branch.to_out.weight)))
+        block(torch.randn(1, 7, 7, 40))
+    assert name_of(block) not in calls
+
+
+def test_a_reduction_with_other_settings_is_called(calls):
+    block = PreNormResidual(nn.LayerNorm(40), KINDS["list of cells"]()).eval()
+    block.branch.keys_values.reduce.padding = (1, 1)
+    with torch.no_grad(), use_native(True):
+        block(torch.randn(1, 9, 9, 40))
+    assert name_of(block) not in calls
+
+
 def test_dropout_in_training_is_not_left_out(block, calls):
     block.branch.dropout.p = 0.5
     with torch.no_grad(), use_native(True):

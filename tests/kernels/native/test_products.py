@@ -189,6 +189,10 @@ def test_nothing_times_something():
     assert products.linear(torch.randn(0, 40), torch.randn(8, 40), None)[0].shape == (0, 8)
 
 
+def test_no_columns():
+    assert products.linear(torch.randn(8, 64), torch.randn(0, 64), None)[0].shape == (8, 0)
+
+
 def test_threads_give_the_same_bits():
     x, weight = torch.randn(200, 64), torch.randn(96, 64)
     threads = torch.get_num_threads()

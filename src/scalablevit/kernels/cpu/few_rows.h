@@ -28,7 +28,7 @@ struct Shares {
 
   Shares(int64_t channels, int64_t groups, int threads) : groups(groups) {
     const int64_t items = groups_of(channels);
-    parts = items >= 4 * threads ? 1 : std::min<int64_t>(groups, divided_up(4 * threads, items));
+    parts = items == 0 || items >= 4 * threads ? 1 : std::min<int64_t>(groups, divided_up(4 * threads, items));
     units = items * parts;
   }
   int64_t channel(int64_t unit) const { return unit / parts * kGroup; }
