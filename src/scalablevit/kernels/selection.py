@@ -146,6 +146,8 @@ def is_wanted(device: torch.device) -> bool:
 
 def windows_kernel(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> Any:
     """The module whose `attend_in_windows` takes these maps; None if none does."""
+    if query_key.ndim != 4 or value.ndim != 4:
+        return None  # PyTorch says what is wrong
     if takes_windows(query_key, value, heads, window_size):
         return _module("scalablevit.kernels.window_attention")
     keys = min(window_size, value.shape[1]) * min(window_size, value.shape[2])
