@@ -37,9 +37,8 @@ MAX_NATIVE_LIST = {torch.float32: 2**16, torch.bfloat16: MAX_NATIVE_KEYS}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
-_FEWEST_LINES = (
-    128  # rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles
-)
+# Rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles.
+_FEWEST_LINES = 128
 
 Choice = bool | Literal["auto"]
 _choices: dict[str, Choice] = {"triton": "auto", "native": "auto"}
@@ -106,7 +105,8 @@ def use_native(choice: Choice) -> _Restoration:
     They are C++, compiled for the machine's own processor when they are first wanted, which takes some seconds, and
     kept in the user's cache folder. They take float32 and bfloat16: attention in windows of up to 256 positions and to
     lists of as many keys, in float32 or with dropout of 65,536; products, and what the feed-forward does beside them;
-    dropout outside of compiled graphs; in float32 dense 3x3 convolutions. What they do not take, and everything where
+    dropout outside of compiled graphs; in float32 dense 3x3 convolutions. Layers in float32 on a matrix unit turn
+    infinity into NaN. What they do not take, and everything where
     no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse mode only, like the
     Triton kernels. Under one seed kernels and PyTorch drop different elements: checkpointing wants one choice for both
     passes.
