@@ -13,22 +13,26 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalablevit.blocks import Reduction, attend_in_windows, attend_to_list
+from scalablevit.blocks import attend_at_once, attend_in_graph
+from scalablevit.cells import cut_into_cells, fill_up_to_one_cell
 from scalablevit.convolutions import CellConv2d, MapConv2d
 from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
 from scalablevit.dropping import probability_of
 from scalablevit.interactive_windows import interactive_window_attention
+from scalablevit.kernels.parts import Layer, ListParts, Reduction, WindowParts
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.layers import Branch, Linear, PointwiseConv, is_plain, is_plain_with, linear
 from scalablevit.projections import Projection, is_worthwhile, normed_projections
 from scalablevit.recomputation import norm_of
 from scalablevit.residual_stream import add_projected, normed, normed_linear
-from scalablevit.windows import partition, window_attention
+from scalablevit.windows import window_attention
 
 # One node each in symbolic traces, where sizes are unknown.
 torch.fx.wrap("attend")
 torch.fx.wrap("window_attention")
+torch.fx.wrap("fill_up_to_one_cell")
+torch.fx.wrap("cut_into_cells")
 
 
 class ScalableSelfAttention(Branch):
@@ -84,10 +88,10 @@ class ScalableSelfAttention(Branch):
         return self.dropout(self.to_out(self._attend(self.to_q(x), self.keys_values(x))))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        if not torch.is_grad_enabled():
-            out = self._attend_at_once(norm, x, residual)
-            if out is not None:
-                return out
+        parts = None if torch.is_grad_enabled() else self._parts(norm)
+        out = None if parts is None else attend_at_once(x, parts, residual=residual)
+        if out is not None:
+            return out
         # Nothing is kept for a backward pass where none can come.
         parameters, projections = (norm_of(norm), self._projections()) if torch.is_grad_enabled() else (None, None)
         if parameters is None or projections is None or not is_worthwhile(x, parameters, projections):
@@ -98,31 +102,28 @@ class ScalableSelfAttention(Branch):
             attended = self._attend(query, self.keys_values.after_projection(projected))
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
-    def _attend_at_once(self, norm: nn.LayerNorm, x: Tensor, residual: bool) -> Tensor | None:
-        """``forward_after`` in one call; None where no kernel does all of it."""
-        keys_values, reduction, factor = self.keys_values, None, 1
+    def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
+        parts = self._parts(norm) if x.device.type == "cpu" else None
+        return None if parts is None else attend_in_graph(x, parts)
+
+    def _parts(self, norm: nn.LayerNorm) -> ListParts | None:
+        """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
+        keys_values, before, reduction, factor = self.keys_values, norm_of(norm), None, 1
         if isinstance(keys_values, DepthwiseKeysValues) and is_plain(keys_values, DepthwiseKeysValues):
             reduction, factor = keys_values.reduction(), keys_values.reduction_factor
             if reduction is None:
                 return None
         elif not isinstance(keys_values, LinearKeysValues) or not is_plain(keys_values, LinearKeysValues):
             return None
-        to_kv = keys_values.to_kv
-        if not (is_plain(self.to_q) and is_plain(to_kv) and is_plain(self.to_out)):
+        layers = self.to_q, keys_values.to_kv, self.to_out
+        if before is None or not all(is_plain(layer) for layer in layers) or not is_plain(self.dropout, nn.Dropout):
             return None
-        if not is_plain(self.dropout, nn.Dropout) or probability_of(self.dropout) > 0.0:
+        if probability_of(self.dropout) > 0.0 or (self.training and self.attention_dropout > 0.0):
             return None
-        if self.training and self.attention_dropout > 0.0:
-            return None
-        return attend_to_list(
-            *(norm, x, (self.to_q.weight, self.to_q.bias), reduction, (to_kv.weight, to_kv.bias)),
-            (self.to_out.weight, self.to_out.bias),
-            heads=self.heads,
-            widths=[width // self.heads for width in keys_values.widths],
-            factor=factor,
-            scale=self.scale,
-            residual=residual,
-        )
+        to_q, to_kv, to_out = (Layer(layer.weight, layer.bias) for layer in layers)
+        key_width, value_width = (width // self.heads for width in keys_values.widths)
+        widths = key_width, value_width
+        return ListParts(before, to_q, reduction, to_kv, to_out, self.heads, widths, factor, self.scale)
 
     def _projections(self) -> list[Projection] | None:
         """The two layers that read the norm; None where one is not just what it was made as."""
@@ -218,9 +219,9 @@ class DepthwiseKeysValues(KeysValues):
             is_plain(reduce, CellConv2d) and is_plain(scaling, PointwiseConv) and is_plain(self.norm, nn.LayerNorm)
         ):
             return None
-        if norm is None or not reduce.is_over_cells():
+        if norm is None or reduce.bias is None or not reduce.is_over_cells():
             return None
-        return Reduction((reduce.weight, reduce.bias), (scaling.weight, scaling.bias), norm)
+        return Reduction(Layer(reduce.weight, reduce.bias), Layer(scaling.weight, scaling.bias), norm)
 
     def projection(self) -> Projection | None:
         layer = self.reduce
@@ -229,38 +230,6 @@ class DepthwiseKeysValues(KeysValues):
     def after_projection(self, x: Tensor) -> list[Tensor]:
         x = F.gelu(self.norm(self.scale_channels(x.flatten(1, 2))))  # (b, k, c)
         return self.to_kv(x).split(self.widths, dim=-1)
-
-
-def fill_up_to_one_cell(x: Tensor, reduction_factor: int) -> Tensor:
-    """Zeros at the bottom and right of a map (b, h, w, c) that is smaller than the reduction factor, up to its size."""
-    height, width = _at_least_zero(reduction_factor - x.shape[1]), _at_least_zero(reduction_factor - x.shape[2])
-    if is_exporting() or height > 0 or width > 0:
-        x = F.pad(x, [0, 0, 0, width, 0, height])
-    return x
-
-
-def cut_into_cells(x: Tensor, reduction_factor: int) -> Tensor:
-    """(b, h, w, c) to (b, cells, r * r * c): the positions of a cell side by side, row by row. Borders are dropped."""
-    b, h, w, c = x.shape
-    if is_traced() or h % reduction_factor > 0 or w % reduction_factor > 0:
-        x = F.pad(x, [0, 0, 0, -(w % reduction_factor), 0, -(h % reduction_factor)])  # a negative padding crops
-    cells = (h // reduction_factor) * (w // reduction_factor)
-    return partition(x, reduction_factor, reduction_factor).reshape(b, cells, reduction_factor * reduction_factor * c)
-
-
-def _at_least_zero(count: int) -> int:
-    if torch.jit.is_scripting():
-        return max(count, 0)
-    elif is_exporting():
-        return cast(int, torch.sym_max(count, 0))  # a symbol
-    elif torch.jit.is_tracing():
-        return max(int(count), 0)  # a TorchScript trace is of the example's size
-    else:
-        return max(count, 0)
-
-
-torch.fx.wrap("fill_up_to_one_cell")
-torch.fx.wrap("cut_into_cells")
 
 
 class InteractiveWindowedSelfAttention(Branch):
@@ -314,10 +283,10 @@ class InteractiveWindowedSelfAttention(Branch):
         return self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        if not torch.is_grad_enabled():
-            out = self._attend_at_once(norm, x, residual)
-            if out is not None:
-                return out
+        parts = None if torch.is_grad_enabled() else self._parts(norm)
+        out = None if parts is None else attend_at_once(x, parts, residual=residual)
+        if out is not None:
+            return out
         parameters, projections = (norm_of(norm), self._projections()) if torch.is_grad_enabled() else (None, None)
         if parameters is None or not projections or not is_worthwhile(x, parameters, projections):
             layer = self.to_qkv
@@ -328,10 +297,14 @@ class InteractiveWindowedSelfAttention(Branch):
         attended = self._attend_and_interact(query_key, value)
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
-    def _attend_at_once(self, norm: nn.LayerNorm, x: Tensor, residual: bool) -> Tensor | None:
-        """``forward_after`` in one call; None where no kernel does all of it."""
-        attention, lim = self.attention, self.lim
-        if not isinstance(attention, WindowAttention) or not is_plain(attention, WindowAttention):
+    def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
+        parts = self._parts(norm) if x.device.type == "cpu" else None
+        return None if parts is None else attend_in_graph(x, parts)
+
+    def _parts(self, norm: nn.LayerNorm) -> WindowParts | None:
+        """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
+        attention, lim, before = self.attention, self.lim, norm_of(norm)
+        if not isinstance(attention, WindowAttention) or not is_plain(attention, WindowAttention) or before is None:
             return None
         if not (is_plain(self.to_qkv) and is_plain(self.to_out) and is_plain(self.dropout, nn.Dropout)):
             return None
@@ -339,16 +312,10 @@ class InteractiveWindowedSelfAttention(Branch):
             return None
         if (attention.training and attention.attention_dropout > 0.0) or probability_of(self.dropout) > 0.0:
             return None
+        to_qkv, of_lim, to_out = (Layer(layer.weight, layer.bias) for layer in (self.to_qkv, lim, self.to_out))
         heads = attention.heads
-        return attend_in_windows(
-            *(norm, x, (self.to_qkv.weight, self.to_qkv.bias), (lim.weight, lim.bias)),
-            (self.to_out.weight, self.to_out.bias),
-            heads=heads,
-            widths=(self.widths[0] // (2 * heads), self.widths[1] // heads),
-            window_size=attention.window_size,
-            scale=attention.scale,
-            residual=residual,
-        )
+        widths = self.widths[0] // (2 * heads), self.widths[1] // heads
+        return WindowParts(before, to_qkv, of_lim, to_out, heads, widths, attention.window_size, attention.scale)
 
     def _projections(self) -> list[Projection] | None:
         """One product for queries and keys and one for values, as in `split_linear`; None if an adapter wants a say."""

@@ -1,168 +1,125 @@
 """Attentions of the paper's design from the norm to the sum in one call, where nothing is recorded.
 
-Axes: b batch, h height, w width, c channels, n heads, d width of a query and key head, d' of a value head, r positions
-along each side of a cell.
+Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c).
 
 Step by step an attention is a dozen operations. With one image, or in bfloat16, what Python and PyTorch do around them
-takes a third of the time. Each function gives None where a step is not just what it was made as, or no kernel serves.
+takes a third of the time, and what a compiler makes of them goes through memory between the products. Eagerly a kernel
+does all of it, or the layers run. A compiled graph holds an operator, which chooses when it runs: no size is guarded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import cast
 
-from torch import Tensor, nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from scalablevit.kernels.selection import blocks_kernel
-from scalablevit.recomputation import Norm, is_recorded, may_recompute, norm_of, product_dtype
-
-Layer = tuple[Tensor, Tensor | None]  # weight and bias
-
-
-class Reduction(NamedTuple):
-    """What keys and values read instead of the normed map.
-
-    Args:
-        cells: The depthwise convolution over cells: weight (c, 1, r, r) and bias.
-        scaling: The linear layer that scales channels: (n * d, c).
-        norm: The norm behind it.
-    """
-
-    cells: Layer
-    scaling: Layer
-    norm: Norm
+from scalablevit.cells import fill_up_to_one_cell
+from scalablevit.dot_product import merge_heads, split_heads
+from scalablevit.kernels.parts import Layer, ListParts, Norm, WindowParts
+from scalablevit.kernels.selection import blocks_kernel, multiplies_any_rows
+from scalablevit.recomputation import is_recorded, may_recompute, normalise, product_dtype, without_autocast
 
 
-def attend_in_windows(
-    norm: nn.LayerNorm,
-    x: Tensor,
-    projection: Layer,
-    lim: tuple[Tensor, Tensor],
-    to_out: Layer,
-    *,
-    heads: int,
-    widths: Sequence[int],
-    window_size: int,
-    scale: float,
-    residual: bool,
-) -> Tensor | None:
-    """Window attention of norm(x) with a depthwise LIM, plus x if wanted.
-
-    Args:
-        norm: Plain, over the channels.
-        x: (b, h, w, c).
-        projection: (2 * n * d + n * d', c): queries, keys, values.
-        lim: (n * d', 1, 3, 3) and (n * d').
-        to_out: (c, n * d').
-        heads: n.
-        widths: d and d'.
-        window_size: In positions; a map that is smaller is one window.
-        scale: Factor of the scores.
-        residual: Whether x is added.
-
-    Returns:
-        (b, h, w, c).
-    """
-    key_width, value_width = (heads * width for width in widths)
-    sizes = [(projection, (2 * key_width + value_width, x.shape[-1])), (to_out, (x.shape[-1], value_width))]
-    parameters = norm_of(norm)
-    if x.ndim != 4 or parameters is None or key_width % 16 or lim[0].shape != (value_width, 1, 3, 3):
+def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool) -> Tensor | None:
+    """The attention of a map, plus that map if wanted; None where no kernel does all of it."""
+    tensors = parts.tensors()
+    if not may_recompute(x) or is_recorded(x, *tensors):
         return None
-    if lim[1].shape != lim[0].shape[:1]:
+    dtype = product_dtype(x, parts.norm, tensors[2:])
+    return None if dtype is None else _attend_natively(x, parts, dtype, residual=residual)
+
+
+def attend_in_graph(x: Tensor, parts: WindowParts | ListParts) -> Tensor | None:
+    """A map plus its attention as one operator of a compiled graph; None where the compiler had better see steps."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    tensors = parts.tensors()
+    if x.ndim != 4 or is_recorded(x, *tensors) or not multiplies_any_rows(x.device, dtype):
         return None
-    window = min(window_size, x.shape[1]), min(window_size, x.shape[2])
-    kernel = _kernel(x, parameters, sizes, [*parameters[:2], *lim], window_keys=window[0] * window[1])
-    if kernel is None:
+    operator = _window_block if isinstance(parts, WindowParts) else _list_block
+    return cast(Tensor, operator(x, tensors, parts.numbers(), parts.factors(), dtype))
+
+
+def _attend_natively(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype, *, residual: bool) -> Tensor | None:
+    """By a kernel, in products of `dtype`; None where none takes these sizes and types."""
+    if x.ndim != 4 or not x.is_contiguous():
         return None
-    out: Tensor = kernel.attend_in_windows(
-        *(x, parameters, projection, lim, to_out),
-        heads=heads,
-        widths=widths,
-        window=window,
-        scale=scale,
-        residual=residual,
-    )
-    return out
-
-
-def attend_to_list(
-    norm: nn.LayerNorm,
-    x: Tensor,
-    to_query: Layer,
-    reduction: Reduction | None,
-    to_key_value: Layer,
-    to_out: Layer,
-    *,
-    heads: int,
-    widths: Sequence[int],
-    factor: int,
-    scale: float,
-    residual: bool,
-) -> Tensor | None:
-    """Attention of norm(x) to keys and values on a reduced map, plus x if wanted.
-
-    Args:
-        norm: Plain, over the channels.
-        x: (b, h, w, c).
-        to_query: (n * d, c).
-        reduction: None where keys and values read the normed map.
-        to_key_value: (n * d + n * d', n * d), or (..., c) without a reduction: keys, then values.
-        to_out: (c, n * d').
-        heads: n.
-        widths: d and d'.
-        factor: r; 1 without a reduction.
-        scale: Factor of the scores.
-        residual: Whether x is added.
-
-    Returns:
-        (b, h, w, c).
-    """
-    channels, (key_width, value_width) = x.shape[-1], (heads * width for width in widths)
-    sizes = [(to_query, (key_width, channels)), (to_out, (channels, value_width))]
-    parameters, small = norm_of(norm), []
-    if x.ndim != 4 or parameters is None or min(x.shape[1:3]) < factor or (reduction is None) != (factor == 1):
-        return None
-    if reduction is None:
-        sizes.append((to_key_value, (key_width + value_width, channels)))
-    else:
-        (cells, cell_bias), inner = reduction.cells, reduction.norm
-        if cells.shape != (channels, 1, factor, factor) or cell_bias is None or cell_bias.shape != cells.shape[:1]:
-            return None
-        if inner.weight.dtype != inner.bias.dtype or not inner.weight.shape == inner.bias.shape == (key_width,):
-            return None
-        sizes.append((reduction.scaling, (key_width, channels)))
-        sizes.append((to_key_value, (key_width + value_width, key_width)))
-        small = [cells, cell_bias, inner.weight, inner.bias]
-    keys = (x.shape[1] // factor) * (x.shape[2] // factor)
-    kernel = _kernel(x, parameters, sizes, [*parameters[:2], *small], list_keys=keys)
-    if kernel is None:
-        return None
-    out: Tensor = kernel.attend_to_list(
-        *(x, parameters, to_query, reduction, to_key_value, to_out),
-        heads=heads,
-        widths=widths,
-        factor=factor,
-        scale=scale,
-        residual=residual,
-    )
-    return out
-
-
-def _kernel(x: Tensor, norm: Norm, sizes: list[tuple[Layer, tuple[int, int]]], small: list[Tensor], **keys: int) -> Any:
-    """The module with kernels for such layers and other parameters, if nothing is recorded; or None."""
-    if not norm.weight.shape == norm.bias.shape == x.shape[-1:] or not may_recompute(x) or not x.is_contiguous():
+    tensors, sizes = parts.tensors(), parts.sizes(x.shape[-1])
+    if any(one is not None and one.shape != size for one, size in zip(tensors, sizes, strict=True)):
         return None  # the layers say what is wrong
-    weights, biases = [], []
-    for (weight, bias), size in sizes:
-        if weight.shape != size or (bias is not None and bias.shape != size[:1]):
-            return None
-        weights.append(weight)
-        if bias is not None:
-            biases.append(bias)
-    if is_recorded(x, *weights, *biases, *small):
+    parameters = [one for one in tensors if one is not None]
+    if any(one.ndim == 2 and one.dtype != parts.to_out.weight.dtype for one in parameters):
         return None
-    dtype = product_dtype(x, norm, [*weights, *biases, *small[2:]])
-    if dtype is None or any(weight.dtype != weights[0].dtype for weight in weights):
-        return None
-    return blocks_kernel(x, dtype, [*weights, *biases, *small], **keys)
+    if isinstance(parts, WindowParts):
+        keys = min(parts.window_size, x.shape[1]) * min(parts.window_size, x.shape[2])
+        fits = parts.heads * parts.widths[0] % 16 == 0
+        kernel = blocks_kernel(x, dtype, parameters, window_keys=keys) if fits else None
+        return None if kernel is None else cast(Tensor, kernel.attend_in_windows(x, parts, residual=residual))
+    keys = (x.shape[1] // parts.factor) * (x.shape[2] // parts.factor)  # none where the map is smaller than a cell
+    kernel = blocks_kernel(x, dtype, parameters, list_keys=keys)
+    return None if kernel is None else cast(Tensor, kernel.attend_to_list(x, parts, residual=residual))
+
+
+@torch.library.custom_op("scalablevit::window_block", mutates_args=())
+def _window_block(
+    x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    """A map plus its attention in windows, in products of `dtype`: what `WindowParts` comes apart into."""
+    x, parts = x.contiguous(), WindowParts.of(tensors, numbers, factors)
+    with without_autocast(x):
+        out = _attend_natively(x, parts, dtype, residual=True)
+        return x + _attend_in_windows_by_steps(x, parts, dtype) if out is None else out
+
+
+@torch.library.custom_op("scalablevit::list_block", mutates_args=())
+def _list_block(
+    x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    """A map plus its attention to a reduced one, in products of `dtype`: what `ListParts` comes apart into."""
+    x, parts = x.contiguous(), ListParts.of(tensors, numbers, factors)
+    with without_autocast(x):
+        out = _attend_natively(x, parts, dtype, residual=True)
+        return x + _attend_to_list_by_steps(x, parts, dtype) if out is None else out
+
+
+@_window_block.register_fake
+@_list_block.register_fake
+def _block_fake(
+    x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype))
+
+
+def _attend_in_windows_by_steps(x: Tensor, parts: WindowParts, dtype: torch.dtype) -> Tensor:
+    projected = _linear(_normed(x, parts.norm).to(dtype), parts.projection)
+    query_key, value = projected.split([2 * parts.heads * parts.widths[0], parts.heads * parts.widths[1]], dim=-1)
+    lim = (cast(Tensor, one).to(dtype) for one in parts.lim)
+    settings = parts.heads, parts.window_size, parts.scale
+    attended = torch.ops.scalablevit.interactive_window_attention(query_key, value, *lim, *settings)
+    return _linear(attended, parts.to_out)
+
+
+def _attend_to_list_by_steps(x: Tensor, parts: ListParts, dtype: torch.dtype) -> Tensor:
+    read, reduction = _normed(x, parts.norm).to(dtype), parts.reduction
+    query, reduced = _linear(read, parts.to_query), read
+    if reduction is not None:
+        cells = [None if one is None else one.to(dtype) for one in reduction.cells]
+        filled, stride = fill_up_to_one_cell(read, parts.factor), [parts.factor, parts.factor]
+        reduced = torch.ops.scalablevit.map_convolution(filled, *cells, stride, [0, 0], x.shape[-1])
+        scaled = _linear(reduced, reduction.scaling)
+        reduced = F.gelu(_normed(scaled, reduction.norm))
+    key_value = _linear(reduced, parts.to_key_value).flatten(1, 2)
+    key, value = key_value.split([parts.heads * width for width in parts.widths], dim=-1)
+    lists = (split_heads(one, parts.heads) for one in (query.flatten(1, 2), key, value))
+    attended = merge_heads(torch.ops.scalablevit.short_attention(*lists, parts.scale))
+    return _linear(attended.view(*x.shape[:-1], -1), parts.to_out)
+
+
+def _normed(x: Tensor, norm: Norm) -> Tensor:
+    return normalise(x, norm.weight, norm.bias, norm.eps)[0]
+
+
+def _linear(x: Tensor, layer: Layer) -> Tensor:
+    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))

@@ -23,12 +23,12 @@ from scalablevit.dot_product import is_eager
 from scalablevit.dropping import can_drop, probability_of
 from scalablevit.kernels.cpu import rows as native_rows
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
+from scalablevit.kernels.parts import Norm
 from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.selection import is_wanted, products_kernel, rows_kernel
 from scalablevit.layers import Branch, Linear, is_plain
 from scalablevit.products import product
 from scalablevit.recomputation import (
-    Norm,
     Total,
     differentiable_gradients,
     is_recorded,

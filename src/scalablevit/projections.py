@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.convolutions import cell_convolution_gradients
+from scalablevit.kernels.parts import Norm
 from scalablevit.layers import linear
 from scalablevit.products import product
 from scalablevit.recomputation import (
-    Norm,
     Total,
     is_recorded,
     may_recompute,

@@ -7,21 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scalablevit.dot_product import is_eager
+from scalablevit.kernels.parts import Norm
 from scalablevit.products import add_product_
-
-
-class Norm(NamedTuple):
-    """A LayerNorm over the channels."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
 
 
 def norm_of(module: nn.LayerNorm) -> Norm | None:

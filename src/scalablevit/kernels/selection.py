@@ -144,6 +144,14 @@ def is_wanted(device: torch.device) -> bool:
     return device.type == "cpu" and _choices["native"] is not False and _has_library()
 
 
+def multiplies_any_rows(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether native products of a type run however few rows there are; no question of tensors, so for compilers."""
+    if device.type != "cpu" or _choices["native"] is False or _choices["triton"] is True:
+        return False
+    fewest = _fewest_rows(dtype)
+    return fewest == 1 or (fewest > 0 and _choices["native"] is True)
+
+
 def windows_kernel(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> Any:
     """The module whose `attend_in_windows` takes these maps; None if none does."""
     if query_key.ndim != 4 or value.ndim != 4:
@@ -343,4 +351,5 @@ def _fewest_rows(dtype: torch.dtype) -> int:
 
 # torch.compile asks while it traces, and does not look inside. This is what torch.compiler.assume_constant_result does,
 # which would import all of the compiler.
-_has_library.__dict__["_dynamo_marked_constant"] = True
+for _function in (_has_library, _fewest_rows):
+    _function.__dict__["_dynamo_marked_constant"] = True

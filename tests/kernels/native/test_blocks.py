@@ -146,3 +146,80 @@ def test_dropout_in_training_is_not_left_out(block, calls):
     with torch.no_grad(), use_native(True):
         block.train()(torch.randn(1, 7, 7, 40))
     assert name_of(block) not in calls
+
+
+def compiled_with_nodes(block):
+    """The block in a compiled graph, and the names of what that holds."""
+    nodes = set()
+
+    def backend(graph, _):
+        nodes.update(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    return torch.compile(block, backend=backend, fullgraph=True), nodes
+
+
+def operator_of(block):
+    kind = "window" if isinstance(block.branch, InteractiveWindowedSelfAttention) else "list"
+    return f"scalablevit.{kind}_block.default"
+
+
+def test_compiled_graphs_hold_it_as_one_operator_for_all_sizes(block, calls):
+    with torch.no_grad(), use_native(True):
+        compiled, nodes = compiled_with_nodes(block)
+        for shape in MAPS:
+            x = torch.randn(*shape, 40)
+            calls.clear()
+            found = compiled(x)
+            assert calls == [name_of(block)]
+            torch.testing.assert_close(found, block(x), rtol=1e-6, atol=1e-6)
+    assert operator_of(block) in nodes
+    assert not any("linear" in node for node in nodes)
+
+
+def test_compiled_graphs_see_the_steps_where_gradients_are_wanted_or_products_are_pytorchs(block, calls, monkeypatch):
+    x = torch.randn(1, 14, 14, 40)
+    with use_native(True):
+        compiled, nodes = compiled_with_nodes(block)
+        compiled(x)
+        assert operator_of(block) not in nodes
+    monkeypatch.setattr("scalablevit.kernels.selection._fewest_rows", lambda dtype: 256)
+    with torch.no_grad():
+        compiled, nodes = compiled_with_nodes(block)
+        compiled(x)
+    assert operator_of(block) not in nodes
+
+
+@pytest.mark.parametrize("shape", [(2, 14, 9), (1, 2, 5), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operator_without_a_kernel_goes_step_by_step(block, shape, dtype, calls):
+    parts = block.branch._parts(block.norm)
+    operator = getattr(torch.ops.scalablevit, operator_of(block).split(".")[1])
+    x = torch.randn(*shape, 40)
+    with torch.no_grad(), use_native(False):
+        found = operator(x, parts.tensors(), parts.numbers(), parts.factors(), dtype)
+        expected = copy.deepcopy(block).double()(x.double())
+    assert found.dtype == torch.float32  # of the residual stream
+    error = 2e-5 if dtype == torch.float32 else 2e-2
+    assert float((found - expected).abs().max()) <= error * float(expected.abs().max())
+    assert calls == []
+
+
+@pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16])
+def test_compiled_graphs_have_the_types_of_autocast(block, residual_dtype, calls):
+    x = torch.randn(1, 14, 14, 40, dtype=residual_dtype)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), use_native(True):
+        compiled, _ = compiled_with_nodes(block)
+        found, expected = compiled(x), block(x)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_the_operator_passes_the_checks_of_torch_library(block, calls):
+    parts = block.branch._parts(block.norm)
+    operator = getattr(torch.ops.scalablevit, operator_of(block).split(".")[1]).default
+    tensors = [None if one is None else one.detach() for one in parts.tensors()]
+    for shape in ((1, 7, 7), (2, 14, 9)):
+        arguments = torch.randn(*shape, 40), tensors, parts.numbers(), parts.factors(), torch.float32
+        torch.library.opcheck(operator, arguments)

@@ -1,7 +1,7 @@
 """Calls the C++ kernels for whole attentions of the paper's design (`blocks.h`), from the norm to the sum.
 
-Axes: b batch, h height, w width, c channels, n heads, d width of a query and key head, d' of a value head, r positions
-along each side of a cell. Tensors are on a CPU, of types and sizes that `blocks` has looked at.
+Axes: b batch, h height, w width, c channels. Tensors are on a CPU, of types and sizes that `scalablevit.blocks` has
+looked at: weights are contiguous, of the type of x or float32.
 """
 
 from __future__ import annotations
@@ -14,119 +14,36 @@ from torch import Tensor
 
 from scalablevit.kernels.cpu.attention import call
 from scalablevit.kernels.cpu.rows import as_float
-
-Layer = tuple[Tensor, Tensor | None]  # weight and bias
-NormParameters = tuple[Tensor, Tensor, float]  # weight (c), bias (c), eps
+from scalablevit.kernels.parts import ListParts, WindowParts
 
 
-def attend_in_windows(
-    x: Tensor,
-    norm: NormParameters,
-    projection: Layer,
-    lim: tuple[Tensor, Tensor],
-    to_out: Layer,
-    *,
-    heads: int,
-    widths: Sequence[int],
-    window: tuple[int, int],
-    scale: float,
-    residual: bool,
-) -> Tensor:
-    """``to_out(attention(projection(norm(x))) + lim)``, plus x if wanted.
+def attend_in_windows(x: Tensor, parts: WindowParts, *, residual: bool) -> Tensor:
+    """The attention of x, (b, h, w, c), contiguous, plus x if wanted: (b, h, w, c), contiguous.
 
-    Args:
-        x: (b, h, w, c), contiguous.
-        norm: The norm in front.
-        projection: (2 * n * d + n * d', c), contiguous, of the type of x or float32; queries, keys, values.
-        lim: Weight (n * d', 1, 3, 3) and bias.
-        to_out: (c, n * d'), of the type of the projection.
-        heads: n.
-        widths: d, for which 2 * n * d is a multiple of 32, and d'.
-        window: Height and width.
-        scale: Factor of the scores.
-        residual: Whether x is added.
-
-    Returns:
-        (b, h, w, c), contiguous.
+    Queries and keys together have a multiple of 32 channels.
     """
-    weight, out = projection[0], torch.empty_like(x)
+    heads, (key_width, value_width) = parts.heads, parts.widths
     positions = x.numel() // x.shape[-1]
-    workspace = _workspace(x, 9 * heads * widths[1], positions * heads * 2 * (widths[0] + widths[1]))
-    small = *norm[:2], projection[1], *lim, to_out[1]
-    norm_weight, norm_bias, projection_bias, lim_weight, lim_bias, out_bias = _as_floats(small)
-    tensors = (
-        x,
-        norm_weight,
-        norm_bias,
-        weight,
-        projection_bias,
-        lim_weight,
-        lim_bias,
-        to_out[0],
-        out_bias,
-        workspace,
-        out,
-    )
-    block = _block(tensors, (*x.shape, heads, *widths, *window, residual))
-    call("attend_in_windows_block", (x.dtype, weight.dtype), block, ctypes.c_float(norm[2]), ctypes.c_float(scale))
-    return out
+    workspace = _workspace(x, 9 * heads * value_width, positions * heads * 2 * (key_width + value_width))
+    window = min(parts.window_size, x.shape[1]), min(parts.window_size, x.shape[2])
+    sizes = (*x.shape, heads, key_width, value_width, *window, residual)
+    return _call("attend_in_windows_block", x, parts, workspace, sizes)
 
 
-def attend_to_list(
-    x: Tensor,
-    norm: NormParameters,
-    to_query: Layer,
-    reduction: tuple[Layer, Layer, NormParameters] | None,
-    to_key_value: Layer,
-    to_out: Layer,
-    *,
-    heads: int,
-    widths: Sequence[int],
-    factor: int,
-    scale: float,
-    residual: bool,
-) -> Tensor:
-    """``to_out(attention(to_query(norm(x)), *to_key_value(reduced)))``, plus x if wanted.
+def attend_to_list(x: Tensor, parts: ListParts, *, residual: bool) -> Tensor:
+    """The attention of x, (b, h, w, c), contiguous, plus x if wanted: (b, h, w, c), contiguous.
 
-    Args:
-        x: (b, h, w, c), contiguous.
-        norm: The norm in front.
-        to_query: (n * d, c), contiguous, of the type of x or float32.
-        reduction: What gives ``reduced = gelu(norm(scaling(cells)))``: the depthwise convolution, (c, 1, r, r), the
-            layer (n * d, c) of the type of `to_query`, and the norm; None where it is the norm of x.
-        to_key_value: (n * d + n * d', n * d or c), likewise; keys, then values.
-        to_out: (c, n * d'), likewise.
-        heads: n.
-        widths: d and d'.
-        factor: r; the map is no smaller along either side.
-        scale: Factor of the scores.
-        residual: Whether x is added.
-
-    Returns:
-        (b, h, w, c), contiguous.
+    The map is no smaller than a cell along either side.
     """
-    weight, out = to_query[0], torch.empty_like(x)
+    heads, (key_width, value_width), factor = parts.heads, parts.widths, parts.factor
     b, h, w, c = x.shape
-    cells, query_width, value_width = b * (h // factor) * (w // factor), heads * widths[0], heads * widths[1]
-    reduced = cells * (c + query_width) if reduction is not None else 0
-    numbers = (b * h * w + cells) * (query_width + value_width) + reduced
+    cells = b * (h // factor) * (w // factor)
+    numbers = (b * h * w + cells) * heads * (key_width + value_width)
+    if parts.reduction is not None:
+        numbers += cells * (c + heads * key_width)
     workspace = _workspace(x, factor * factor * c, numbers)
-    (cell, cell_bias), (scaling, scaling_bias), inner = reduction or ((None, None), (None, None), (None, None, 0.0))
-    small = *norm[:2], to_query[1], cell, cell_bias, scaling_bias, *inner[:2], to_key_value[1], to_out[1]
-    before, before_bias, query_bias, cell, cell_bias, scaling_bias, *rest = _as_floats(small)
-    inner_weight, inner_bias, key_value_bias, out_bias = rest
-    tensors = (
-        *(x, before, before_bias, weight, query_bias, cell, cell_bias, scaling, scaling_bias, inner_weight, inner_bias),
-        *(to_key_value[0], key_value_bias, to_out[0], out_bias, workspace, out),
-    )
-    block = _block(tensors, (b, h, w, c, heads, *widths, factor, residual))
-    factors = (ctypes.c_float(one) for one in (norm[2], inner[2], scale))
-    call("attend_to_list_block", (x.dtype, weight.dtype), block, *factors)
-    return out
-
-
-def _as_floats(parameters: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if parameter is None else as_float(parameter) for parameter in parameters]
+    sizes = (*x.shape, heads, key_width, value_width, factor, residual)
+    return _call("attend_to_list_block", x, parts, workspace, sizes)
 
 
 def _workspace(x: Tensor, floats: int, numbers: int) -> Tensor:
@@ -134,6 +51,11 @@ def _workspace(x: Tensor, floats: int, numbers: int) -> Tensor:
     return x.new_empty(floats * 4 // x.itemsize + numbers)
 
 
-def _block(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    addresses = [0 if x is None else x.data_ptr() for x in tensors]
-    return (ctypes.c_int64 * (len(tensors) + len(sizes)))(*addresses, *sizes)
+def _call(name: str, x: Tensor, parts: WindowParts | ListParts, workspace: Tensor, sizes: Sequence[int]) -> Tensor:
+    out = torch.empty_like(x)
+    read = [one if one is None or one.ndim == 2 else as_float(one) for one in parts.tensors()]  # layers as they are
+    tensors = x, *read, workspace, out
+    addresses = [0 if one is None else one.data_ptr() for one in tensors]
+    block = (ctypes.c_int64 * (len(addresses) + len(sizes)))(*addresses, *sizes)
+    call(name, (x.dtype, parts.to_out.weight.dtype), block, *(ctypes.c_float(factor) for factor in parts.factors()))
+    return out
