@@ -11,6 +11,38 @@ namespace scalablevit {
 
 constexpr int64_t kHiddenGroups = 8;  // of the hidden layer at once
 
+// Where a step of a packed hidden layer, in groups of `size` numbers, comes from and goes to.
+template <typename T, typename Number>
+struct Activated {
+  const float* bias;
+  Number* hidden;
+  int64_t size, step;
+};
+
+// A function of its own, whose loop has registers for all that it needs.
+template <typename Products, typename T, typename Number>
+__attribute__((noinline)) void activate_products(const Number* left, int64_t size, int rows, const Number* right, int columns,
+                                                 int64_t length, Activated<T, Number> to) {
+  const Gelu<T> gelu;
+  Vector bias[kStep / kLanes];
+  for (int v = 0; v < kStep / kLanes; ++v) bias[v] = load(to.bias + v * kLanes);
+  Products::multiply_rows_beside(left, size, rows, right, columns, length, [=](int64_t row, const float* sums) {
+    Vector numbers[kStep / kLanes];
+    for (int v = 0; v < kStep / kLanes; ++v) numbers[v] = gelu(load(sums + v * kLanes) + bias[v]);
+    Products::set(to.hidden, to.size, row, to.step, numbers);
+  });
+}
+
+// Likewise: adds to rows `stride` apart.
+template <typename Products, typename Number>
+__attribute__((noinline)) void add_products(const Number* left, int64_t size, int rows, const Number* right, int columns,
+                                            int64_t length, float* out, int64_t stride) {
+  Products::multiply_rows_beside(left, size, rows, right, columns, length, [=](int64_t row, const float* sums) {
+    float* p = out + row * stride;
+    for (int j = 0; j < kGroup; j += kLanes) store(p + j, load(p + j) + load(sums + j));
+  });
+}
+
 // out = of_result(of_hidden(gelu(norm(x) @ weight1^T + bias1)) @ weight2^T + bias2), plus x if `residual`. One drops from the
 // hidden layer, (rows, f), the other from the result, (rows, c). What the first layer gives goes to `kept`, (rows, f), if that is
 // there.
@@ -49,6 +81,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
     for (int64_t g = 0; g < groups; ++g)
       Products::pack_right(Side<W>{weight2, hidden, 1}, g * kGroup, at_most(kGroup, width, g * kGroup), 0, hidden,
                            second + g * hidden_size);
+    const Gelu<T> gelu;
 #pragma omp for schedule(static)
     for (int64_t start = 0; start < rows; start += some) {
       const int64_t count = std::min(some, rows - start), now = groups_of(count);
@@ -70,13 +103,18 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
             const int columns = at_most(kGroup, hidden, g * kGroup);
             const float* bias = padded + g * kGroup;
             const Number *read = left + block * (size / kGroup), *weights = first + g * right_size;
-            Products::multiply_rows(read, size, some_rows, weights, columns, width, [&](int64_t row, const float* sums) {
+            const Activated<T, Number> to{bias, chunk, chunk_size, g - h};
+            if (!kept && !of_hidden.is_on()) {
+              activate_products<Products, T>(read, size, some_rows, weights, columns, width, to);
+              continue;
+            }
+            T* keep = kept ? kept + (start + block) * hidden + g * kGroup : nullptr;
+            Products::multiply_rows_beside(read, size, some_rows, weights, columns, width, [=](int64_t row, const float* sums) {
               Vector numbers[kStep / kLanes];
               for (int v = 0; v < kStep / kLanes; ++v) {
                 const Vector sum = load(sums + v * kLanes) + load(bias + v * kLanes);
-                if (kept && v * kLanes < columns)
-                  store_some(kept + (start + block + row) * hidden + g * kGroup + v * kLanes, sum, columns - v * kLanes);
-                numbers[v] = gelu<T>(sum);
+                if (keep && v * kLanes < columns) store_some(keep + row * hidden + v * kLanes, sum, columns - v * kLanes);
+                numbers[v] = gelu(sum);
               }
               if (of_hidden.is_on()) {
                 const RowKeys keys = of_hidden.keys(start + block + row);
@@ -90,11 +128,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
             const int columns = at_most(kGroup, width, g * kGroup);
             float* target = result + block * stride + g * kGroup;
             const Number* weights = second + g * hidden_size + Products::right_size(h * kGroup);
-            const auto add = [&](int64_t row, const float* sums) {
-              float* p = target + row * stride;
-              for (int j = 0; j < kGroup; j += kLanes) store(p + j, load(p + j) + load(sums + j));
-            };
-            Products::multiply_rows(chunk, chunk_size, some_rows, weights, columns, length, add);
+            add_products<Products>((const Number*)chunk, chunk_size, some_rows, weights, columns, length, target, stride);
           }
         }
       }

@@ -16,6 +16,7 @@
 //   set_right                       puts two numbers of each column into a packed group of the right side
 //   multiply_rows                   multiplies packed rows with a packed group of columns; `turned` is 0, or, if rows of the
 //                                   left side did not have their numbers side by side, how many were packed as a block
+//   multiply_rows_beside            likewise, for where there is much to do with the sums
 
 #pragma once
 

@@ -154,11 +154,15 @@ inline const ShortTail short_tail;
 __attribute__((noinline, cold)) inline Vector gelu_far_below(Vector x) { return gelu_by_powers(x); }
 
 // Trained networks have next to nothing below -6; down to -9 that is as exact, and 0 from there on.
-template <>
-inline Vector gelu<BFloat16>(Vector x) {
+inline Vector gelu_from(const ShortTail& tail, Vector x) {
   const __mmask16 below = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-ShortTail::kEnd), _CMP_LT_OQ);
   if (__builtin_expect(below != 0, 0)) return gelu_far_below(x);
-  return short_tail.gelu(x);
+  return tail.gelu(x);
+}
+
+template <>
+inline Vector gelu<BFloat16>(Vector x) {
+  return gelu_from(short_tail, x);
 }
 
 #else
@@ -167,6 +171,23 @@ template <>
 inline Vector gelu<BFloat16>(Vector x) {
   return gelu_by_powers(x);
 }
+
+#endif
+
+// For loops that are to have all of it in registers.
+template <typename T>
+struct Gelu {
+  Vector operator()(Vector x) const { return gelu<T>(x); }
+};
+
+#if SCALABLEVIT_TABLES
+
+template <>
+struct Gelu<BFloat16> {
+  ShortTail tail = short_tail;
+
+  Vector operator()(Vector x) const { return gelu_from(tail, x); }
+};
 
 #endif
 

@@ -19,7 +19,7 @@
 namespace scalablevit {
 
 // A row of a packed group, at its first step and part.
-inline BFloat16* row_of_group(BFloat16* group, int64_t row) { return group + row / kTile * kTileSize + row % kTile * kStep; }
+inline BFloat16* row_of_group(BFloat16* group, unsigned row) { return group + row / kTile * kTileSize + row % kTile * kStep; }
 
 // kStep numbers, as so many parts, each a row of a tile; parts lie `apart`.
 template <int kParts>
@@ -130,21 +130,23 @@ struct Block {
     if (kTwoRows && kTwoColumns) tile_store(3, sums + kTile * kGroup + kTile, kGroup * 4);
   }
 
-  template <int kParts>
-  static void sum(const BFloat16* left, const BFloat16* right, int64_t steps, float* sums) {
+  // `between` is called after each four products.
+  template <int kParts, typename Between>
+  static inline __attribute__((always_inline)) void sum(const BFloat16* left, const BFloat16* right, int64_t steps, float* sums,
+                                                        Between between) {
     constexpr int64_t part = 2 * kTileSize;
     asm volatile("" ::: "memory");  // what is packed is in memory: compilers do not know that tiles read it
     clear();
     for (int64_t step = 0; step < steps; ++step, left += kParts * part, right += kParts * part) {
       if constexpr (kParts == 3) {  // the smallest first
-        load_left(left + 2 * part), load_right(right), multiply();
-        load_left(left + part), multiply();
-        load_right(right + part), multiply();
-        load_left(left), multiply();
-        load_right(right + 2 * part), multiply();
-        load_right(right), multiply();
+        load_left(left + 2 * part), load_right(right), multiply(), between();
+        load_left(left + part), multiply(), between();
+        load_right(right + part), multiply(), between();
+        load_left(left), multiply(), between();
+        load_right(right + 2 * part), multiply(), between();
+        load_right(right), multiply(), between();
       } else {
-        load_left(left), load_right(right), multiply();
+        load_left(left), load_right(right), multiply(), between();
       }
     }
     keep(sums);
@@ -153,16 +155,24 @@ struct Block {
 };
 
 // The product of two packed groups, (kGroup, kGroup).
-template <int kParts>
-inline void multiply_groups(const BFloat16* left, int rows, const BFloat16* right, int columns, int64_t steps, float* sums) {
+template <int kParts, typename Between>
+inline __attribute__((always_inline)) void multiply_groups(const BFloat16* left, int rows, const BFloat16* right, int columns,
+                                                           int64_t steps, float* sums, Between between) {
   if (rows > kTile && columns > kTile)
-    Block<true, true>::sum<kParts>(left, right, steps, sums);
+    Block<true, true>::sum<kParts>(left, right, steps, sums, between);
   else if (rows > kTile)
-    Block<true, false>::sum<kParts>(left, right, steps, sums);
+    Block<true, false>::sum<kParts>(left, right, steps, sums, between);
   else if (columns > kTile)
-    Block<false, true>::sum<kParts>(left, right, steps, sums);
+    Block<false, true>::sum<kParts>(left, right, steps, sums, between);
   else
-    Block<false, false>::sum<kParts>(left, right, steps, sums);
+    Block<false, false>::sum<kParts>(left, right, steps, sums, between);
+}
+
+// A function of its own: it leaves the registers of loops around it alone.
+template <int kParts>
+__attribute__((noinline)) void multiply_groups(const BFloat16* left, int rows, const BFloat16* right, int columns,
+                                               int64_t steps, float* sums) {
+  multiply_groups<kParts>(left, rows, right, columns, steps, sums, [] {});
 }
 
 template <typename T>
@@ -190,7 +200,8 @@ struct TileProducts {
 
   // `numbers` are kStep, at `step` of a row of packed groups of so many numbers.
   static void set(BFloat16* left, int64_t size, int64_t row, int64_t step, Vector* numbers) {
-    cut<kParts>(numbers, row_of_group(left + row / kGroup * size + step * left_size(kStep), row % kGroup), 2 * kTileSize);
+    BFloat16* group = left + (unsigned)row / kGroup * size + step * left_size(kStep);
+    cut<kParts>(numbers, row_of_group(group, (unsigned)row % kGroup), 2 * kTileSize);
   }
 
   // `first` and `second` are numbers `k`, which is even, and k + 1 of the columns of a packed group, (kGroup) each.
@@ -215,6 +226,33 @@ struct TileProducts {
       for (int i = 0; i < some; ++i) finish(first + i, sums + i * kGroup);
     }
   }
+
+  // The same where there is much to finish. Tiles multiply beside the vectors: unless products are short, a group of rows is
+  // finished between those of the next one, a few rows at a time.
+  template <typename Finish>
+  static void multiply_rows_beside(const BFloat16* left, int64_t size, int rows, const BFloat16* right, int columns,
+                                   int64_t length, Finish finish) {
+    const int64_t steps = steps_of(length), calls = steps * (kParts == 3 ? 6 : 1);  // of what is done between
+    alignas(64) float sums[2][kGroup * kGroup];
+    if (columns <= kTile) std::memset(sums, 0, sizeof sums);
+    const unsigned share = calls < kFewestCalls ? 0 : divided_up(kGroup, calls);
+    unsigned done = 0, ready = 0;  // rows that are finished, and that have sums
+    for (int first = 0; first < rows; first += kGroup, left += size) {
+      const int some = at_most(kGroup, rows, first);
+      const unsigned turn = first / kGroup % 2;
+      const float* before = sums[1 - turn];
+      multiply_groups<kParts>(left, some, right, columns, steps, sums[turn], [&] {
+        for (const unsigned end = std::min(done + share, ready); done < end; ++done)
+          finish(done, before + done % kGroup * kGroup);
+      });
+      ready = first + some;
+      if (share == 0 || first + kGroup >= rows)
+        for (; done < ready; ++done) finish(done, sums[done / kGroup % 2] + done % kGroup * kGroup);
+    }
+  }
+
+ private:
+  static constexpr int64_t kFewestCalls = 8;
 };
 
 }  // namespace scalablevit

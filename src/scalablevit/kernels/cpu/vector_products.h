@@ -140,6 +140,13 @@ struct VectorProducts {
     for (int i = 0; i < rows; ++i) finish(i, sums + i * kGroup);
   }
 
+  // The same where there is much to finish: vectors do one after the other.
+  template <typename Finish>
+  static void multiply_rows_beside(const float* left, int64_t size, int rows, const float* right, int columns, int64_t length,
+                                   Finish finish) {
+    multiply_rows(left, size, rows, right, columns, length, finish);
+  }
+
  private:
   static constexpr int kBetweenRows = 16;      // words between rows
   static constexpr int64_t kRunningSum = 128;  // words: longer sums are sums of such, which round less
