@@ -25,7 +25,7 @@ from scalablevit.kernels.cpu import rows as native_rows
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 from scalablevit.kernels.parts import Norm
 from scalablevit.kernels.recording import is_batched
-from scalablevit.kernels.selection import is_wanted, products_kernel, rows_kernel
+from scalablevit.kernels.selection import feed_forward_gradients_kernel, is_wanted, products_kernel, rows_kernel
 from scalablevit.layers import Branch, Linear, is_plain
 from scalablevit.products import product
 from scalablevit.recomputation import (
@@ -326,6 +326,9 @@ def _gradients(
     kept: Tensor | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
+    found = _gradients_at_once(grad, settings, x, norm_weight, norm_bias, *parameters, kept=kept, needs=needs)
+    if found is not None:
+        return found
     weight1, bias1, weight2, _ = (parameter.to(settings.dtype) for parameter in parameters)
     rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     grad_x = torch.empty_like(rows) if needs[0] else None
@@ -372,6 +375,42 @@ def _gradients(
             else:
                 grad_x[part] = of_norm[0]
     return None if grad_x is None else grad_x.view(x.shape), *(total.result() for total in totals)
+
+
+def _gradients_at_once(
+    grad: Tensor,
+    settings: Settings,
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    *parameters: Tensor,
+    kept: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...] | None:
+    """The same by one kernel for what lies between norm and dropout; None where there is none."""
+    if not (any(needs[:3]) and all(needs[3:6])):
+        return None
+    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    grad_out = grad_rows.to(settings.dtype).resolve_neg().contiguous()
+    weight1, bias1, weight2, _ = parameters
+    kernel = feed_forward_gradients_kernel(grad_out, *parameters, hidden=weight1.shape[0])
+    if kernel is None or weight1.dtype != weight2.dtype or rows.shape[0] == 0:
+        return None
+    if settings.dropout.probability > 0.0:
+        grad_out = native_rows.drop(grad_out, settings.dropout.another())
+    normed, mean, rstd = normalise(rows, norm_weight, norm_bias, settings.eps)
+    read, layers = normed.to(settings.dtype).contiguous(), (weight1, bias1, weight2)
+    grad_read, *found = kernel.differentiate_feed_forward(grad_out, read, layers, kept=kept, dropout=settings.dropout)
+    found.append(grad_out.sum(0, dtype=torch.promote_types(grad_out.dtype, torch.float32)))
+    of_norm = norm_gradients(grad_read, rows, mean, rstd, norm_weight, norm_bias, needs[:3])
+    grad_x = of_norm[0]
+    if grad_x is not None:
+        grad_x = (grad_x + grad_rows if settings.residual else grad_x).view(x.shape)
+    of_parameters = (
+        one.to(parameter.dtype) if needed else None
+        for one, parameter, needed in zip(found, parameters, needs[3:], strict=True)
+    )
+    return grad_x, *of_norm[1:], *of_parameters
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:

@@ -218,6 +218,19 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
     return products_kernel(left, left.dtype)
 
 
+def feed_forward_gradients_kernel(x: Tensor, *parameters: Tensor | None, hidden: int) -> Any:
+    """The module that has all gradients of a feed-forward in one call, for rows x of the type of the products; or None.
+
+    Threads take 32 channels of the hidden layer at a time, and are to have more than one turn. With few rows what it
+    packs of the weights counts, and their gradients, which it goes through once for some hundred rows.
+    """
+    if not _has_tiles() or hidden < 64 * torch.get_num_threads():
+        return None
+    if _choices["native"] is not True and x.shape[0] < 2 * x.shape[1]:
+        return None
+    return products_kernel(x, x.dtype, *parameters)
+
+
 def blocks_kernel(
     x: Tensor, dtype: torch.dtype, parameters: Sequence[Tensor], *, list_keys: int = 1, window_keys: int = 1
 ) -> Any:

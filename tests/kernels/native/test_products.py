@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from scalablevit.kernels.cpu import attention, compilation, products
+from scalablevit.kernels.dropout import Dropout
 
 # Sides around those of a tile (16, 32) and of what is packed at once, which nothing divides.
 SHAPES = [
@@ -106,6 +107,8 @@ def test_a_linear_layer_in_two_parts(types):
     assert torch.equal(torch.cat([first, second], 1), products.linear(x, weight, bias)[0])
 
 
+# The last is long and has many rows: there sums are finished beside the next products.
+@pytest.mark.parametrize("shape", [*SHAPES, (290, 258, 40)], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("with_norm", [False, True])
 def test_a_feed_forward(types, shape, residual, with_norm, often):
@@ -122,6 +125,42 @@ def test_a_feed_forward(types, shape, residual, with_norm, often):
     weight1, weight2 = (weight.to(types[0]).double() for weight in (weight1, weight2))
     expected = F.gelu(read @ weight1.t() + bias1.double()) @ weight2.t() + bias2.double()
     assert error_of(out, expected + x.double() if residual else expected) <= 4 * often
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize("shape", [(1, 5, 3), (33, 31, 70), (70, 64, 256), (300, 40, 160), (545, 260, 300)], ids=str)
+def test_the_gradients_of_a_feed_forward(library, types, shape, is_kept, probability):
+    if not library.has_tiles():
+        pytest.skip("on tiles alone")
+    rows, width, hidden = shape
+    dropout = Dropout(probability, 0x1234_5678_9ABC)
+    # Once more as large, so that memory behind what comes next holds no numbers.
+    stale = [torch.full(size, torch.nan).to(types[0]) for size in ((600, width), (600, width))]
+    nans = (
+        torch.full((hidden, width), torch.nan),
+        torch.full((hidden,), torch.nan),
+        torch.full((width, hidden), torch.nan),
+    )
+    products.differentiate_feed_forward(
+        *stale, (nans[0].to(types[1]), nans[1], nans[2].to(types[1])), kept=None, dropout=dropout
+    )
+    grad, read = torch.randn(rows, width).to(types[0]), torch.randn(rows, width).to(types[0])
+    weight1, weight2 = torch.randn(hidden, width).div(width**0.5), torch.randn(width, hidden).div(hidden**0.5)
+    weight1, weight2, bias1 = weight1.to(types[1]), weight2.to(types[1]), torch.randn(hidden)
+    exact = [read, weight1.to(types[0]), bias1, weight2.to(types[0])]
+    exact = [one.double().requires_grad_() for one in exact]
+    first = F.linear(exact[0], *exact[1:3])
+    kept = first.detach().to(types[0]) if is_kept else None
+    activated = F.gelu(first if kept is None else first + (kept.double() - first).detach())
+    factors = dropout.factors(rows, hidden).double() if probability else 1.0
+    expected = torch.autograd.grad(F.linear(activated * factors, exact[3]), exact, grad.double())
+    layers = weight1, bias1, weight2
+    found = products.differentiate_feed_forward(grad, read, layers, kept=kept, dropout=dropout)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == (types[0] if one is found[0] else torch.float32)
+        unit = 2e-6 if types[0] == torch.float32 else 2**-7
+        assert float((one - other).norm()) <= unit * float(other.norm())
 
 
 def test_what_was_in_memory_before_is_not_multiplied(types):

@@ -198,3 +198,20 @@ def test_traced_modules_hold_none_of_it(calls):
     assert "scalablevit::" not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(images), expected, rtol=1e-4, atol=1e-4)
     assert calls == []
+
+
+def test_gradients_of_feed_forwards_in_one_call_want_tiles_rows_and_work_for_all_threads(monkeypatch):
+    monkeypatch.setattr(selection, "_has_tiles", lambda: True)
+    monkeypatch.setattr(selection, "products_kernel", lambda *_: "kernel")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
+    def kernel(rows, hidden):
+        return selection.feed_forward_gradients_kernel(torch.zeros(rows, 64), hidden=hidden)
+
+    assert kernel(128, 256) == "kernel"
+    assert kernel(127, 256) is None
+    assert kernel(128, 255) is None
+    with use_native(True):
+        assert kernel(1, 256) == "kernel"
+    monkeypatch.setattr(selection, "_has_tiles", lambda: False)
+    assert kernel(128, 256) is None

@@ -1,6 +1,7 @@
 // What the library offers, to Python's ctypes: each operation for float32 and bfloat16.
 
 #include "blocks.h"
+#include "feed_forward_gradients.h"
 #include "rows.h"
 #include "units.h"
 #include "windows.h"
@@ -96,6 +97,12 @@ extern "C" int has_tiles() { return scalablevit::has_tiles(); }
                                                         bias1, (const W*)weight2, bias2, (T*)out, (T*)kept, rows,        \
                                                         width, hidden, residual, {seed_of_hidden, probability},          \
                                                         {seed_of_result, probability}, threads);                         \
+    });                                                                                                                  \
+  }                                                                                                                      \
+  extern "C" void differentiate_feed_forward_##NAME(const FeedForwardGradients* tensors, uint64_t seed,                  \
+                                                    double probability, int threads) {                                   \
+    with_tiles<T>([&](auto kind) {                                                                                       \
+      differentiate_feed_forward<typename decltype(kind)::Type, T, W>(*tensors, {seed, probability}, threads);           \
     });                                                                                                                  \
   }                                                                                                                      \
   extern "C" void linear_##NAME(const void* x, const float* norm_weight, const float* norm_bias, const void* weight,     \

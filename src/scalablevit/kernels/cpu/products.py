@@ -98,6 +98,34 @@ def feed_forward(
     )
 
 
+def differentiate_feed_forward(
+    grad: Tensor, read: Tensor, layers: tuple[Tensor, Tensor, Tensor], *, kept: Tensor | None, dropout: Dropout
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``linear(dropout(gelu(linear(read))))`` for what it reads, and for the parameters but the last bias.
+
+    Args:
+        grad: Of the result: (rows, c), contiguous.
+        read: (rows, c), contiguous, of the type of grad.
+        layers: Weight (f, c) and bias (f) of the first, weight (c, f) of the second layer, as in `feed_forward`.
+        kept: What the first layer gave, if it was kept: (rows, f), contiguous, of the type of grad.
+        dropout: Of the hidden layer.
+
+    Returns:
+        (rows, c), of the type of grad; and (f, c), (f) and (c, f) in float32.
+    """
+    (rows, width), hidden = grad.shape, layers[0].shape[0]
+    weight1, bias1, weight2 = layers[0], as_float(layers[1]), layers[2]
+    stride = -(-hidden // 32) * 32
+    of_weights, of_bias1 = torch.zeros((2, width, stride)), torch.zeros(hidden)
+    grad_read = torch.empty_like(grad)
+    tensors = (grad, read, kept, weight1, bias1, weight2, grad_read, *of_weights, of_bias1)
+    numbers = *(0 if one is None else one.data_ptr() for one in tensors), rows, width, hidden, stride
+    settings = (ctypes.c_int64 * len(numbers))(*numbers)
+    call("differentiate_feed_forward", (grad.dtype, weight1.dtype), settings, *dropout.arguments())
+    of_weight1, of_weight2 = of_weights[..., :hidden]
+    return grad_read, of_weight1.t(), of_bias1, of_weight2
+
+
 def multiply(left: Tensor, right: Tensor, out: Tensor | None = None, *, adds: bool = False) -> Tensor:
     """``left @ right``, or that added to `out`, of (m, k) and (k, n) of one type.
 

@@ -63,8 +63,10 @@ struct Tail {
     return position < kBeyond ? 0.5 * std::erfc(position / kPerUnit * 0.70710678118654752440) : 0.0;
   }};
 
+  static __m512 position_of(Vector a) { return _mm512_min_ps((__m512)(a * kPerUnit), _mm512_set1_ps(kBeyond)); }
+
   Vector operator()(Vector a) const {
-    const __m512 position = _mm512_min_ps((__m512)(a * kPerUnit), _mm512_set1_ps(kBeyond));
+    const __m512 position = position_of(a);
     return pieces(position, (Vector)_mm512_reduce_ps(position, 0b0011));
   }
 };
@@ -134,16 +136,22 @@ inline Vector gelu_by_powers(Vector x) {
 struct ShortTail {
   static constexpr int kDegree = 3;
   static constexpr float kEnd = 6.0f, kSlope = 1.32f, kBend = (2 * kLanes - kSlope * kEnd) / (kEnd * kEnd);
-  Pieces<kDegree> pieces{[](double position) {
-    const double a = (std::sqrt(kSlope * kSlope + 4 * kBend * position) - kSlope) / (2 * kBend);
-    return 0.5 * std::erfc(a * 0.70710678118654752440);
-  }};
+  Pieces<kDegree> pieces{[](double position) { return 0.5 * std::erfc(place_of(position) * 0.70710678118654752440); }};
+
+  static double place_of(double position) {
+    return (std::sqrt(kSlope * kSlope + 4 * kBend * position) - kSlope) / (2 * kBend);
+  }
+
+  // The smaller distance from 0, of x and kEnd.
+  static __m512 distance_of(Vector x) { return _mm512_range_ps((__m512)x, _mm512_set1_ps(kEnd), 0b1010); }
+
+  static __m512 position_of(Vector a) {
+    return _mm512_min_ps((__m512)(a * (a * kBend + kSlope)), _mm512_set1_ps(2 * kLanes - 1e-3f));
+  }
 
   Vector gelu(Vector x) const {
     // Where x is no number, it is what the larger of 0 and x is.
-    const __m512 a = _mm512_range_ps((__m512)x, _mm512_set1_ps(kEnd), 0b1010);  // the smaller distance from 0
-    const Vector along = (Vector)a * ((Vector)a * kBend + kSlope);
-    const __m512 position = _mm512_min_ps((__m512)along, _mm512_set1_ps(2 * kLanes - 1e-3f));
+    const __m512 a = distance_of(x), position = position_of((Vector)a);
     const Vector tail = pieces(position, (Vector)_mm512_reduce_ps(position, 0b0011));
     return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - (Vector)a * tail;
   }
@@ -187,6 +195,53 @@ struct Gelu<BFloat16> {
   ShortTail tail = short_tail;
 
   Vector operator()(Vector x) const { return gelu_from(tail, x); }
+};
+
+#endif
+
+// gelu(x) and its derivative, which is P(X <= x) plus x times the density at x.
+template <typename T>
+struct GeluAndSlope {
+  void operator()(Vector x, Vector* gelu, Vector* slope) const {
+    const Vector below = normal_distribution(x);
+    *gelu = x * below, *slope = below + x * exponential(-0.5f * x * x) * 0.3989422804014327f;
+  }
+};
+
+#if SCALABLEVIT_TABLES
+
+// What the derivative is at -a, in the same pieces as the tail of the same degree; at a it is 1 less that.
+inline double slope_below(double a) {
+  return 0.5 * std::erfc(a * 0.70710678118654752440) - a * std::exp(-0.5 * a * a) * 0.39894228040143267794;
+}
+
+inline const Pieces<4> slopes([](double position) {
+  return position < Tail::kBeyond ? slope_below(position / Tail::kPerUnit) : 0.0;
+});
+
+inline const Pieces<3> short_slopes([](double position) { return slope_below(ShortTail::place_of(position)); });
+
+template <>
+struct GeluAndSlope<float> {
+  void operator()(Vector x, Vector* gelu, Vector* slope) const {
+    const Vector a = x < 0.0f ? -x : x;
+    const __m512 position = Tail::position_of(a);
+    const Vector inside = (Vector)_mm512_reduce_ps(position, 0b0011);
+    const Vector tail = normal_tail.pieces(position, inside), below = slopes(position, inside);
+    *gelu = x * (x < 0.0f ? tail : 1.0f - tail), *slope = x < 0.0f ? below : 1.0f - below;
+  }
+};
+
+// Below -6 the one is 0 to 1e-8, and so is the other to 4e-8.
+template <>
+struct GeluAndSlope<BFloat16> {
+  void operator()(Vector x, Vector* gelu, Vector* slope) const {
+    const __m512 a = ShortTail::distance_of(x), position = ShortTail::position_of((Vector)a);
+    const Vector inside = (Vector)_mm512_reduce_ps(position, 0b0011);
+    const Vector below = short_slopes(position, inside);
+    *gelu = (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - (Vector)a * short_tail.pieces(position, inside);
+    *slope = x < 0.0f ? below : 1.0f - below;
+  }
 };
 
 #endif
@@ -255,10 +310,9 @@ void differentiate_gelu(T* grad, const T* x, const float* bias, T* out, int64_t 
       T* gradient = grad + row * width + i;
       Vector sum = load_some(x + row * width + i, count);
       if (bias) sum += load_some(bias + i, count);
-      const Vector below = normal_distribution(sum);
-      // The derivative is P(X <= x) plus x times the density at x.
-      const Vector slope = below + sum * exponential(-0.5f * sum * sum) * 0.3989422804014327f;
-      const Vector activated = sum * below, change = load_some(gradient, count) * slope;
+      Vector activated, slope;
+      GeluAndSlope<T>()(sum, &activated, &slope);
+      const Vector change = load_some(gradient, count) * slope;
       store_some(out + row * width + i, dropout.is_on() ? dropout(activated, keys, i) : activated, count);
       store_some(gradient, dropout.is_on() ? dropout(change, keys, i) : change, count);
     });

@@ -34,6 +34,14 @@ inline void with_products(Body body) {
   if constexpr (std::is_same_v<T, float> || SCALABLEVIT_PAIRS) body(Kind<VectorProducts<T>>());
 }
 
+// The same for what is only worth its while on tiles.
+template <typename T, typename Body>
+inline void with_tiles([[maybe_unused]] Body body) {
+#if SCALABLEVIT_TILES
+  if (has_tiles()) body(Kind<TileProducts<T>>());
+#endif
+}
+
 // Whether PyTorch's products in float32 leave much to be gained. It multiplies by Intel's MKL, which is at its best on
 // Intel's processors.
 inline bool is_foreign_to_mkl() {
