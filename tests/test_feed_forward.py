@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scalablevit import feed_forward
+from scalablevit import feed_forward, feed_forward_passes
 from scalablevit.feed_forward import FeedForward
 from scalablevit.kernels import selection, use_native
 
@@ -79,11 +79,11 @@ def test_inference_in_slices_is_the_same(monkeypatch):
     ff, x = FeedForward(6), torch.randn(2, 5, 7, 6)
     expected = ff(x).detach()
     calls = []
-    linear = feed_forward._linear
+    linear = feed_forward_passes._linear
     monkeypatch.setattr(
-        feed_forward, "_linear", lambda rows, *args, **kw: calls.append(len(rows)) or linear(rows, *args, **kw)
+        feed_forward_passes, "_linear", lambda rows, *args, **kw: calls.append(len(rows)) or linear(rows, *args, **kw)
     )
-    monkeypatch.setattr("scalablevit.feed_forward._SLICE_BYTES", 24 * 4 * 32)  # 32 positions at a time
+    monkeypatch.setattr("scalablevit.feed_forward_passes._SLICE_BYTES", 24 * 4 * 32)  # 32 positions at a time
     with torch.no_grad():
         with use_native(False):
             torch.testing.assert_close(ff(x.transpose(1, 2)).transpose(1, 2), expected)
@@ -94,7 +94,7 @@ def test_inference_in_slices_is_the_same(monkeypatch):
 
 
 def test_gradients_over_several_slices(monkeypatch):
-    monkeypatch.setattr("scalablevit.feed_forward._SLICE_BYTES", 24 * 8 * 5)  # 5 positions at a time
+    monkeypatch.setattr("scalablevit.feed_forward_passes._SLICE_BYTES", 24 * 8 * 5)  # 5 positions at a time
     ff, x = FeedForward(6).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
     inputs = [x, *ff.parameters()]
     plain = torch.autograd.grad(ff._apply_layers(x).square().sum(), inputs)
@@ -120,7 +120,7 @@ def test_gradients_are_the_same_where_the_hidden_layer_is_kept(monkeypatch, dtyp
     native = selection._fewest_rows
     monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: fewest if native(dtype) else 0)
     torch.manual_seed(0)
-    monkeypatch.setattr(feed_forward, "_SLICE_BYTES", 24 * 4 * 32)  # 32 positions at a time
+    monkeypatch.setattr(feed_forward_passes, "_SLICE_BYTES", 24 * 4 * 32)  # 32 positions at a time
     ff, x = FeedForward(6, dropout=dropout).to(dtype), torch.randn(5, 4, 7, 6).to(dtype).requires_grad_()
     inputs, grad = [x, *ff.parameters()], torch.randn(x.shape).to(dtype)
 

@@ -10,19 +10,18 @@ from typing import Any, cast
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalablevit.blocks import attend_at_once, attend_in_graph
-from scalablevit.cells import cut_into_cells, fill_up_to_one_cell
-from scalablevit.convolutions import CellConv2d, MapConv2d
+from scalablevit.convolutions import MapConv2d
 from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
 from scalablevit.dropping import probability_of
 from scalablevit.interactive_windows import interactive_window_attention
-from scalablevit.kernels.parts import Layer, ListParts, Reduction, WindowParts
+from scalablevit.kernels.parts import Layer, ListParts, WindowParts
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
-from scalablevit.layers import Branch, Linear, PointwiseConv, is_plain, is_plain_with, linear
+from scalablevit.keys_values import DenseKeysValues, DepthwiseKeysValues, KeysValues, LinearKeysValues
+from scalablevit.layers import Branch, Linear, is_plain, is_plain_with, linear
 from scalablevit.projections import Projection, is_worthwhile, normed_projections
 from scalablevit.recomputation import norm_of
 from scalablevit.residual_stream import add_projected, normed, normed_linear
@@ -31,8 +30,6 @@ from scalablevit.windows import window_attention
 # One node each in symbolic traces, where sizes are unknown.
 torch.fx.wrap("attend")
 torch.fx.wrap("window_attention")
-torch.fx.wrap("fill_up_to_one_cell")
-torch.fx.wrap("cut_into_cells")
 
 
 class ScalableSelfAttention(Branch):
@@ -139,97 +136,6 @@ class ScalableSelfAttention(Branch):
         dropout = self.attention_dropout if self.training else 0.0
         out = merge_heads(attend(query, key, value, scale=self.scale, dropout=dropout))  # (b, h*w, n*d')
         return out.unflatten(1, (query_map.shape[1], query_map.shape[2]))
-
-
-class KeysValues(nn.Module):
-    """Keys and values of a map: (b, h, w, dim) to (b, k, key_channels) and (b, k, value_channels)."""
-
-    def projection(self) -> Projection | None:
-        """The layer that reads the map, `after_projection` being the rest; None if it is not what it was made as."""
-        raise NotImplementedError
-
-    def after_projection(self, x: Tensor) -> list[Tensor]:
-        raise NotImplementedError
-
-
-class LinearKeysValues(KeysValues):
-    """At full resolution: k = h * w."""
-
-    def __init__(self, dim: int, key_channels: int, value_channels: int, *, bias: bool, **factory: Any) -> None:
-        super().__init__()
-        self.widths = [key_channels, value_channels]
-        self.to_kv = Linear(dim, key_channels + value_channels, bias=bias, **factory)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.after_projection(self.to_kv(x))
-
-    def projection(self) -> Projection | None:
-        return Projection(self.to_kv.weight, self.to_kv.bias) if is_plain(self.to_kv) else None
-
-    def after_projection(self, x: Tensor) -> list[Tensor]:
-        return x.flatten(1, 2).split(self.widths, dim=-1)
-
-
-class DenseKeysValues(KeysValues):
-    """By one dense convolution with kernel = stride = `reduction_factor`, no bias (vit-pytorch's form).
-
-    The cells under the kernel do not overlap, so that it is a linear layer over cells: faster than a convolution, above
-    all backwards, and right in bfloat16 where oneDNN's convolution is not (see docs/log.md).
-    """
-
-    def __init__(self, dim: int, key_channels: int, value_channels: int, reduction_factor: int, **factory: Any) -> None:
-        super().__init__()
-        self.reduction_factor = reduction_factor
-        self.widths = [key_channels, value_channels]
-        self.to_kv = Linear(reduction_factor**2 * dim, key_channels + value_channels, bias=False, **factory)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = cut_into_cells(fill_up_to_one_cell(x, self.reduction_factor), self.reduction_factor)
-        return self.after_projection(self.to_kv(x))
-
-    def projection(self) -> Projection | None:
-        layer = self.to_kv
-        return Projection(layer.weight, layer.bias, self.reduction_factor) if is_plain(layer) else None
-
-    def after_projection(self, x: Tensor) -> list[Tensor]:
-        return x.split(self.widths, dim=-1)
-
-
-class DepthwiseKeysValues(KeysValues):
-    """By a depthwise and a 1x1 convolution, LayerNorm, GELU and a linear layer (the paper's form)."""
-
-    def __init__(
-        self, dim: int, key_channels: int, value_channels: int, reduction_factor: int, *, bias: bool, **factory: Any
-    ) -> None:
-        super().__init__()
-        self.reduction_factor = reduction_factor
-        self.widths = [key_channels, value_channels]
-        self.reduce = CellConv2d(dim, reduction_factor, **factory)
-        self.scale_channels = PointwiseConv(dim, key_channels, **factory)
-        self.norm = nn.LayerNorm(key_channels, eps=1e-5, **factory)
-        self.to_kv = Linear(key_channels, key_channels + value_channels, bias=bias, **factory)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.after_projection(self.reduce(fill_up_to_one_cell(x, self.reduction_factor)))
-
-    def reduction(self) -> Reduction | None:
-        """What is done before the last layer; None where that is not just what it was made as."""
-        reduce, scaling, norm = self.reduce, self.scale_channels, norm_of(self.norm)
-        if not (
-            is_plain(reduce, CellConv2d) and is_plain(scaling, PointwiseConv) and is_plain(self.norm, nn.LayerNorm)
-        ):
-            return None
-        if norm is None or reduce.bias is None or not reduce.is_over_cells():
-            return None
-        return Reduction(Layer(reduce.weight, reduce.bias), Layer(scaling.weight, scaling.bias), norm)
-
-    def projection(self) -> Projection | None:
-        layer = self.reduce
-        return Projection(layer.weight, layer.bias, layer.cell) if is_plain(layer, CellConv2d) else None
-
-    def after_projection(self, x: Tensor) -> list[Tensor]:
-        x = F.gelu(self.norm(self.scale_channels(x.flatten(1, 2))))  # (b, k, c)
-        return self.to_kv(x).split(self.widths, dim=-1)
 
 
 class InteractiveWindowedSelfAttention(Branch):

@@ -11,8 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from scalablevit.attention import LinearKeysValues, ScalableSelfAttention
+from scalablevit.attention import ScalableSelfAttention
 from scalablevit.dot_product import split_heads
+from scalablevit.keys_values import LinearKeysValues
 
 _SCORES = 2**24  # that are held at once
 
