@@ -17,9 +17,14 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("design", all_designs())
 @pytest.mark.parametrize(
-    "training", [pytest.param(False, id="inference"), pytest.param(True, id="training", marks=pytest.mark.slow)]
+    ("design", "training"),
+    [
+        pytest.param(design, training, id=f"{kind}-{design}", marks=() if is_quick else pytest.mark.slow)
+        for design in all_designs()
+        for training, kind in ((False, "inference"), (True, "training"))
+        for is_quick in [design == "paper" and not training]
+    ],
 )
 def test_two_graphs_serve_six_sizes_and_five_serve_all(design, training):
     model = randomise(small_network(design, depth=(1, 1, 2 if training else 1, 1))).train(training)

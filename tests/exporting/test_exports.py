@@ -13,7 +13,8 @@ warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::Fut
 
 def networks():
     for design in all_designs():
-        yield pytest.param(small_network(design, **SHORT), id=f"{design}-short")
+        marks = () if design == "paper" else pytest.mark.slow
+        yield pytest.param(small_network(design, **SHORT), id=f"{design}-short", marks=marks)
         yield pytest.param(small_network(design), id=design, marks=pytest.mark.slow)
     mixed = small_network("vit-pytorch", window_size=(7, 3, None, None))
     yield pytest.param(mixed, id="whole-map", marks=pytest.mark.slow)

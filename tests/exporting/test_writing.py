@@ -240,7 +240,13 @@ def test_the_model_stays_as_it_is(model, tmp_path):
     assert {parameter.dtype for parameter in given.parameters()} == {torch.float64}
 
 
-@pytest.mark.parametrize(("size", "message"), [((2, 5), "gives no finite logits"), ((1, 4), "gives no finite logits")])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((2, 5), "gives no finite logits"),
+        pytest.param((1, 4), "gives no finite logits", marks=pytest.mark.slow),
+    ],
+)
 def test_what_was_changed_is_run_once_more(size, message, model, tmp_path, monkeypatch):
     def change(path, description):
         broken = torch.full(size, float("nan"))
