@@ -199,7 +199,7 @@ def _gradients_at_once(
     of_norm = norm_gradients(grad_read, rows, mean, rstd, norm_weight, norm_bias, needs[:3])
     grad_x = of_norm[0]
     if grad_x is not None:
-        grad_x = (grad_x + grad_rows if settings.residual else grad_x).view(x.shape)
+        grad_x = (grad_x + grad_rows if settings.residual else grad_x).to(x.dtype).view(x.shape)
     of_parameters = (
         one.to(parameter.dtype) if needed else None
         for one, parameter, needed in zip(found, parameters, needs[3:], strict=True)

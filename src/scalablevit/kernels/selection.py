@@ -146,7 +146,9 @@ def is_wanted(device: torch.device) -> bool:
 
 def multiplies_any_rows(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether native products of a type run however few rows there are; no question of tensors, so for compilers."""
-    if device.type != "cpu" or _choices["native"] is False or _choices["triton"] is True:
+    if device.type != "cpu" or dtype not in NATIVE_DTYPES:
+        return False
+    if _choices["native"] is False or _choices["triton"] is True:
         return False
     fewest = _fewest_rows(dtype)
     return fewest == 1 or (fewest > 0 and _choices["native"] is True)

@@ -184,9 +184,13 @@ def test_compiled_graphs_see_the_steps_where_gradients_are_wanted_or_products_ar
         compiled, nodes = compiled_with_nodes(block)
         compiled(x)
         assert operator_of(block) not in nodes
+    with torch.no_grad(), use_native(True):
+        compiled, nodes = compiled_with_nodes(block.double())
+        compiled(x.double())
+    assert operator_of(block) not in nodes
     monkeypatch.setattr("scalablevit.kernels.selection._fewest_rows", lambda dtype: 256)
     with torch.no_grad():
-        compiled, nodes = compiled_with_nodes(block)
+        compiled, nodes = compiled_with_nodes(block.float())
         compiled(x)
     assert operator_of(block) not in nodes
 
