@@ -106,10 +106,10 @@ def use_native(choice: Choice) -> _Restoration:
     kept in the user's cache folder. They take float32 and bfloat16: attention in windows of up to 256 positions and to
     lists of as many keys, in float32 or with dropout of 65,536; products, and what the feed-forward does beside them;
     dropout outside of compiled graphs; in float32 dense 3x3 convolutions. Layers in float32 on a matrix unit turn
-    infinity into NaN. What they do not take, and everything where
-    no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse mode only, like the
-    Triton kernels. Under one seed kernels and PyTorch drop different elements: checkpointing wants one choice for both
-    passes.
+    infinity into NaN, and are slower than PyTorch's where others keep that unit busy. What they do not take, and
+    everything where no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse
+    mode only, like the Triton kernels. Under one seed kernels and PyTorch drop different elements: checkpointing wants
+    one choice for both passes.
 
         scalablevit.kernels.use_native(False)  # from here on
         with scalablevit.kernels.use_native(False):  # only inside
