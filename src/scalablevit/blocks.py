@@ -20,7 +20,15 @@ from scalablevit.cells import fill_up_to_one_cell
 from scalablevit.dot_product import merge_heads, split_heads
 from scalablevit.kernels.parts import Layer, ListParts, Norm, WindowParts
 from scalablevit.kernels.selection import blocks_kernel, multiplies_any_rows
-from scalablevit.recomputation import is_recorded, may_recompute, normalise, product_dtype, without_autocast
+from scalablevit.recomputation import (
+    are_plain,
+    is_recorded,
+    may_be_transformed,
+    may_recompute,
+    normalise,
+    product_dtype,
+    without_autocast,
+)
 
 
 def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool) -> Tensor | None:
@@ -38,6 +46,8 @@ def attend_in_graph(x: Tensor, parts: WindowParts | ListParts) -> Tensor | None:
     tensors = parts.tensors()
     if x.ndim != 4 or is_recorded(x, *tensors) or not multiplies_any_rows(x.device, dtype):
         return None
+    if may_be_transformed() or not are_plain(tensors) or product_dtype(x, parts.norm, tensors[2:]) != dtype:
+        return None
     operator = _window_block if isinstance(parts, WindowParts) else _list_block
     return cast(Tensor, operator(x, tensors, parts.numbers(), parts.factors(), dtype))
 
@@ -46,6 +56,8 @@ def _attend_natively(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dty
     """By a kernel, in products of `dtype`; None where none takes these sizes and types."""
     if x.ndim != 4 or not x.is_contiguous():
         return None
+    if isinstance(parts, ListParts) and (parts.reduction is None) != (parts.factor == 1):
+        return None  # to the kernel a factor says whether there is a reduction
     tensors, sizes = parts.tensors(), parts.sizes(x.shape[-1])
     if any(one is not None and one.shape != size for one, size in zip(tensors, sizes, strict=True)):
         return None  # the layers say what is wrong
@@ -114,7 +126,7 @@ def _attend_to_list_by_steps(x: Tensor, parts: ListParts, dtype: torch.dtype) ->
     key, value = key_value.split([parts.heads * width for width in parts.widths], dim=-1)
     lists = (split_heads(one, parts.heads) for one in (query.flatten(1, 2), key, value))
     attended = merge_heads(torch.ops.scalablevit.short_attention(*lists, parts.scale))
-    return _linear(attended.view(*x.shape[:-1], -1), parts.to_out)
+    return _linear(attended.unflatten(1, (x.shape[1], x.shape[2])), parts.to_out)
 
 
 def _normed(x: Tensor, norm: Norm) -> Tensor:

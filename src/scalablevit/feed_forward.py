@@ -27,8 +27,10 @@ from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.selection import is_wanted
 from scalablevit.layers import Branch, Linear, is_plain
 from scalablevit.recomputation import (
+    are_plain,
     differentiable_gradients,
     is_recorded,
+    may_be_transformed,
     may_recompute,
     norm_of,
     product_dtype,
@@ -103,6 +105,10 @@ class FeedForward(Branch):
             return None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         layers = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        if may_be_transformed() or not are_plain((norm.weight, norm.bias, *layers)):
+            return None
+        if product_dtype(x, norm_of(norm), layers) != dtype:
+            return None  # PyTorch's layers say what is wrong
         return _operator(x, norm.weight, norm.bias, *layers, norm.eps, dtype)
 
     def _is_fusible(self, x: Tensor, norm: Norm | None) -> bool:

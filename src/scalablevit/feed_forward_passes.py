@@ -193,7 +193,7 @@ def _gradients_at_once(
     if settings.dropout.probability > 0.0:
         grad_out = native_rows.drop(grad_out, settings.dropout.another())
     normed, mean, rstd = normalise(rows, norm_weight, norm_bias, settings.eps)
-    read, layers = normed.to(settings.dtype).contiguous(), (weight1, bias1, weight2)
+    read, layers = normed.to(settings.dtype).resolve_neg().contiguous(), (weight1, bias1, weight2)
     grad_read, *found = kernel.differentiate_feed_forward(grad_out, read, layers, kept=kept, dropout=settings.dropout)
     found.append(grad_out.sum(0, dtype=torch.promote_types(grad_out.dtype, torch.float32)))
     of_norm = norm_gradients(grad_read, rows, mean, rstd, norm_weight, norm_bias, needs[:3])

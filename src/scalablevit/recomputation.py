@@ -87,6 +87,16 @@ def may_recompute(x: Any) -> bool:
     return is_eager(x) and torch.autograd.forward_ad._current_level < 0
 
 
+def may_be_transformed() -> bool:
+    """Whether a transform or forward derivatives are at work, which an operator without a rule for them loses."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def are_plain(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether operators may be given these parameters: no subclass, which knows its own operations alone."""
+    return all(one is None or type(one) in (Tensor, nn.Parameter) for one in tensors)
+
+
 def is_recorded(*tensors: Tensor | None) -> bool:
     """Whether autograd records what is done with any of these."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelfAttention
+from scalablevit.blocks import attend_in_graph
 from scalablevit.design import DESIGNS
 from scalablevit.kernels import use_native
 from scalablevit.kernels.cpu import attention
+from scalablevit.keys_values import DepthwiseKeysValues
 from scalablevit.layers import PreNormResidual
 from tests.networks import randomise
 
@@ -227,3 +229,50 @@ def test_the_operator_passes_the_checks_of_torch_library(block, calls):
     for shape in ((1, 7, 7), (2, 14, 9)):
         arguments = torch.randn(*shape, 40), tensors, parts.numbers(), parts.factors(), torch.float32
         torch.library.opcheck(operator, arguments)
+
+
+def test_compiled_graphs_keep_empty_batches_and_refuse_what_layers_refuse(block, calls):
+    x = torch.randn(2, 14, 14, 40)
+    with torch.no_grad():
+        for choice in (True, False):
+            with use_native(choice):
+                compiled, _ = compiled_with_nodes(block)
+                assert compiled(x[:0]).shape == (0, 14, 14, 40)
+        parts = block.branch._parts(block.norm)
+        operator = getattr(torch.ops.scalablevit, operator_of(block).split(".")[1])
+        assert operator(x[:0], parts.tensors(), parts.numbers(), parts.factors(), torch.float32).shape[0] == 0
+        with use_native(True), pytest.raises(Exception, match=r"dtype|scalar type"):
+            compiled_with_nodes(block)[0](x.bfloat16())
+
+
+def test_derivatives_forwards_are_left_to_the_layers(block):
+    """The operator has no rule for them, so that they would be zeros."""
+    parts, x = block.branch._parts(block.norm), torch.randn(1, 7, 7, 40)
+    with torch.no_grad(), use_native(True):
+        assert attend_in_graph(x, parts) is not None
+        with torch.autograd.forward_ad.dual_level():
+            assert attend_in_graph(x, parts) is None
+        assert torch.func.vmap(lambda x: x.new_tensor(attend_in_graph(x, parts) is None))(x[None]).all()
+
+
+def test_parameters_of_other_classes_are_left_to_their_own_operations(block, calls):
+    class Renamed(torch.Tensor):
+        pass
+
+    weight = block.branch.to_out.weight.detach()
+    block.branch.to_out.weight = nn.Parameter(weight.as_subclass(Renamed), requires_grad=False)
+    with torch.no_grad(), use_native(True):
+        compiled, nodes = compiled_with_nodes(block.requires_grad_(False))
+        compiled(torch.randn(1, 14, 14, 40))
+    assert operator_of(block) not in nodes
+
+
+def test_a_reduction_over_cells_of_one_position_is_called(calls):
+    block = PreNormResidual(nn.LayerNorm(40), KINDS["list"]()).eval()
+    reduction = DepthwiseKeysValues(40, 27, 21, 1, bias=True)
+    block.branch.keys_values = reduction
+    x = torch.randn(1, 9, 9, 40)
+    with torch.no_grad(), use_native(True):
+        found = randomise(block)(x)
+        assert name_of(block) not in calls
+        torch.testing.assert_close(found, block.double()(x.double()).float(), rtol=1e-3, atol=1e-4)

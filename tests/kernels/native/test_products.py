@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from scalablevit.kernels.cpu import attention, compilation, products
-from scalablevit.kernels.dropout import Dropout
+from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 
 # Sides around those of a tile (16, 32) and of what is packed at once, which nothing divides.
 SHAPES = [
@@ -164,6 +164,25 @@ def test_the_gradients_of_a_feed_forward(library, types, shape, is_kept, probabi
         assert one.dtype == (types[0] if one is found[0] else torch.float32)
         unit = 2e-6 if types[0] == torch.float32 else 2**-7
         assert float((one - other).norm()) <= unit * float(other.norm())
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_gradients_of_a_feed_forward_have_their_own_types_and_memory(library, default):
+    if not library.has_tiles():
+        pytest.skip("on tiles alone")
+    grad, read = torch.randn(40, 32), torch.randn(40, 32)
+    layers = torch.randn(64, 32), torch.randn(64), torch.randn(32, 64)
+    expected = products.differentiate_feed_forward(grad, read, layers, kept=None, dropout=NO_DROPOUT)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = products.differentiate_feed_forward(grad, read, layers, kept=None, dropout=NO_DROPOUT)
+    finally:
+        torch.set_default_dtype(before)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+        assert one.is_contiguous()
+        assert one.untyped_storage().nbytes() == one.numel() * 4
 
 
 def test_what_was_in_memory_before_is_not_multiplied(types):

@@ -71,7 +71,10 @@ def attend_in_windows_backward(
     grad_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     weight = bias = None
     if lim_weight is not None:  # the gradient of a convolution is one with its weight turned round
-        weight, bias = _taps(lim_weight.flip(2, 3)), torch.zeros(value.shape[-1], device=value.device)
+        weight, bias = (
+            _taps(lim_weight.flip(2, 3)),
+            torch.zeros(value.shape[-1], dtype=torch.float32, device=value.device),
+        )
     call(
         "differentiate_in_windows",
         value.dtype,

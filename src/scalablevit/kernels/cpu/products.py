@@ -116,14 +116,16 @@ def differentiate_feed_forward(
     (rows, width), hidden = grad.shape, layers[0].shape[0]
     weight1, bias1, weight2 = layers[0], as_float(layers[1]), layers[2]
     stride = -(-hidden // 32) * 32
-    of_weights, of_bias1 = torch.zeros((2, width, stride)), torch.zeros(hidden)
+    # Not in one piece of memory, which the gradient of either would keep for both; whatever PyTorch's defaults are.
+    sizes = (width, stride), (width, stride), (hidden,)
+    sums = [torch.zeros(size, dtype=torch.float32, device=grad.device) for size in sizes]
     grad_read = torch.empty_like(grad)
-    tensors = (grad, read, kept, weight1, bias1, weight2, grad_read, *of_weights, of_bias1)
+    tensors = (grad, read, kept, weight1, bias1, weight2, grad_read, sums[0], sums[1], sums[2])
     numbers = *(0 if one is None else one.data_ptr() for one in tensors), rows, width, hidden, stride
     settings = (ctypes.c_int64 * len(numbers))(*numbers)
     call("differentiate_feed_forward", (grad.dtype, weight1.dtype), settings, *dropout.arguments())
-    of_weight1, of_weight2 = of_weights[..., :hidden]
-    return grad_read, of_weight1.t(), of_bias1, of_weight2
+    of_weight1, of_weight2 = sums[0][:, :hidden].t().contiguous(), sums[1][:, :hidden].contiguous()
+    return grad_read, of_weight1, sums[2], of_weight2
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor | None = None, *, adds: bool = False) -> Tensor:

@@ -199,7 +199,8 @@ struct Gelu<BFloat16> {
 
 #endif
 
-// gelu(x) and its derivative, which is P(X <= x) plus x times the density at x.
+// gelu(x) and its derivative, which is P(X <= x) plus x times the density at x. From tables the derivative is 1 where x is
+// infinite or no number; what is activated is that still, and with it the gradient of the next weight.
 template <typename T>
 struct GeluAndSlope {
   void operator()(Vector x, Vector* gelu, Vector* slope) const {
