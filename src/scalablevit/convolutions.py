@@ -6,6 +6,7 @@ Axes: b batch, h height, w width, c channels, r positions along each side of a c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from scalablevit.dot_product import is_eager
 from scalablevit.kernels.recording import call_kernel
 from scalablevit.kernels.selection import convolution_kernel, products_kernel
 from scalablevit.products import linear_by_kernel
-from scalablevit.recomputation import is_recorded
+from scalablevit.recomputation import is_recorded, without_autocast
 
 
 class MapConv2d(nn.Conv2d):
@@ -36,6 +37,8 @@ class MapConv2d(nn.Conv2d):
                 if self._is_by_number():
                     out = self._convolve_few(x)
                     out = self._convolve_natively(x) if out is None else out
+                if out is None:
+                    out = self._convolve_in_float32(x)
                 if out is None:
                     out = self._convolve_turned(x) if self._gives_a_half_column(x) else self._convolve(x)
                 return out
@@ -88,6 +91,19 @@ class MapConv2d(nn.Conv2d):
             operator=plain,
         )
 
+    def _convolve_in_float32(self, x: Tensor) -> Tensor | None:
+        """In float32 for a result in half precision, where PyTorch has plain loops for that; None elsewhere."""
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        parameters = (self.weight,) if self.bias is None else (self.weight, self.bias)
+        if not is_by_plain_loops(x, dtype) or any(one.dtype not in (dtype, torch.float32) for one in (x, *parameters)):
+            return None
+        if not torch.is_autocast_enabled("cpu") and any(one.dtype != x.dtype for one in parameters):
+            return None  # PyTorch says what is wrong
+        with without_autocast(x):
+            weight, *bias = (one.float() for one in parameters)
+            out = self._conv_forward(x.permute(0, 3, 1, 2).float(), weight, *bias or (None,))
+            return out.permute(0, 2, 3, 1).to(dtype)
+
     def _gives_a_half_column(self, x: Tensor) -> bool:
         """Whether the result is one position wide and in half precision, with a stride.
 
@@ -122,6 +138,29 @@ class MapConv2d(nn.Conv2d):
         return self.padding_mode == "zeros" and tuple(self.dilation) == (1, 1) and not isinstance(self.padding, str)
 
 
+@cache
+def _has_half(dtype: torch.dtype) -> bool:
+    """Whether oneDNN, by which PyTorch convolves, knows this processor's instructions for a half precision."""
+    mkldnn = torch.ops.mkldnn
+    return bool(mkldnn._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported())
+
+
+def is_by_plain_loops(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether PyTorch would convolve x in `dtype` by plain loops, which take ten times as long as float32 and more."""
+    return x.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not _has_half(dtype)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
+    """`torch.nn.functional.conv2d` on a map (b, h, w, c), in float32 where it would be by plain loops."""
+    dtype, settings = x.dtype, (tuple(stride), tuple(padding), 1, groups)
+    if is_by_plain_loops(x, dtype) and weight.dtype == dtype:
+        x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
+    with without_autocast(x):
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, *settings).permute(0, 2, 3, 1).to(dtype)
+
+
 # What compiled graphs hold instead of a convolution. Inductor would see that a convolution wants its input
 # channels-last, take the maps around it, (b, h, w, c), for (b, c, h, w) as well, and lay the residual stream out so
 # that all that reads it is slow: on a CPU a forward pass of S took 15 % longer than without a compiler, in bfloat16 19.
@@ -133,10 +172,9 @@ def _map_convolution(
     if (kernel := convolution_kernel(x, weight, bias, stride, padding, groups)) is not None:
         return cast(Tensor, kernel.convolve(x, weight, bias))
     if x.shape[2] + 2 * padding[1] - weight.shape[3] < stride[1]:  # one position wide; see MapConv2d
-        turned = F.conv2d(x.permute(0, 3, 2, 1), weight.transpose(2, 3), bias, stride[::-1], padding[::-1], 1, groups)
-        return turned.permute(0, 3, 2, 1).contiguous()
-    out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, list(stride), list(padding), 1, groups)
-    return out.permute(0, 2, 3, 1).contiguous()
+        turned = convolve(x.transpose(1, 2), weight.transpose(2, 3), bias, stride[::-1], padding[::-1], groups)
+        return turned.transpose(1, 2).contiguous()
+    return convolve(x, weight, bias, stride, padding, groups).contiguous()
 
 
 @_map_convolution.register_fake
@@ -164,7 +202,10 @@ def _map_convolution_backward(
         found = kernel.gradients(grad.contiguous(), x, weight, tuple(needs))
         grad_x, grad_weight, grad_bias = (none.clone() if one is None else one.contiguous() for one in found)
         return grad_x, grad_weight, grad_bias
-    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+    dtype = x.dtype
+    if is_by_plain_loops(x, dtype):
+        grad, x, weight = grad.float(), x.float(), weight.float()
+    found = torch.ops.aten.convolution_backward(
         grad.permute(0, 3, 1, 2),
         x.permute(0, 3, 1, 2),
         weight,
@@ -177,9 +218,9 @@ def _map_convolution_backward(
         groups,
         list(needs),
     )
-    grad_x = grad_x.permute(0, 2, 3, 1).contiguous() if needs[0] else none
-    # No two may be one tensor.
-    return grad_x, grad_weight.contiguous() if needs[1] else none.clone(), grad_bias if needs[2] else none.clone()
+    grad_x = found[0].permute(0, 2, 3, 1).to(dtype).contiguous() if needs[0] else none
+    grad_weight = found[1].to(dtype).contiguous() if needs[1] else none.clone()  # no two may be one tensor
+    return grad_x, grad_weight, found[2].to(dtype) if needs[2] else none.clone()
 
 
 @_map_convolution_backward.register_fake
@@ -257,8 +298,7 @@ class _CellConvolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cell: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.cell, ctx.has_bias = cell, bias is not None
-        out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride=cell, groups=weight.shape[0])
-        return out.permute(0, 2, 3, 1)
+        return convolve(x, weight, bias, (cell, cell), (0, 0), weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.convolutions import cell_convolution_gradients
+from scalablevit.convolutions import cell_convolution_gradients, convolve
 from scalablevit.kernels.parts import Norm
 from scalablevit.layers import linear
 from scalablevit.products import product
@@ -108,8 +107,7 @@ def _forward(
 
 def _project(read: Tensor, weight: Tensor, bias: Tensor | None, cell: int) -> Tensor:
     if weight.ndim == 4:
-        out = F.conv2d(read.permute(0, 3, 1, 2), weight, bias, stride=cell, groups=weight.shape[0])
-        return out.permute(0, 2, 3, 1)
+        return convolve(read, weight, bias, (cell, cell), (0, 0), weight.shape[0])
     return linear(read if cell == 1 else _cells(read, cell).flatten(3).flatten(1, 2), weight, bias)
 
 

@@ -117,8 +117,8 @@ def use_native(choice: Choice) -> _Restoration:
 
     Args:
         choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster:
-            layers on processors with a matrix unit (Intel's AMX), in float32 on AMD's with AVX-512, from 256 rows on;
-            convolutions with AVX-512; attention everywhere.
+            layers on processors with a matrix unit (Intel's AMX), in float32 on AMD's, with AVX-512 from 256 rows on,
+            in bfloat16 without AVX-512; convolutions with AVX-512; attention everywhere.
 
     Returns:
         An object that restores the choice before when it is used as a context manager.
@@ -188,8 +188,8 @@ def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -
     """The module with products of matrices, for x in products of `dtype` with such parameters; or None.
 
     Where they are not known to be faster than PyTorch's they run if native kernels are asked for: float32 on vectors of
-    Intel's processors, for which PyTorch has Intel's library, or of few rows, beside which the packing of parameters
-    counts; and bfloat16 without tiles (docs/log.md).
+    Intel's processors, for which PyTorch has Intel's library, or of few rows with AVX-512; and bfloat16 with AVX-512
+    and no tiles (docs/log.md).
     """
     if dtype != x.dtype or _native(1, x) is None:
         return None
@@ -210,12 +210,13 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
     """The module that multiplies two matrices of one type, whose sums are wanted in float32 or not; or None.
 
     On tiles it is slower than PyTorch where the result has few rows or columns, for which all that is summed over is
-    packed, and in bfloat16, unless sums are not to be rounded to that (docs/log.md).
+    packed, and in bfloat16, unless sums are not to be rounded to that; on short vectors in float32 (docs/log.md).
     """
-    if _choices["native"] is not True and _has_tiles():
-        if left.dtype == torch.bfloat16 and not in_float32:
+    if _choices["native"] is not True:
+        is_wide = left.dtype == torch.float32
+        if _has_tiles() and (min(left.shape[0], right.shape[1]) < _FEWEST_LINES if is_wide else not in_float32):
             return None
-        if left.dtype == torch.float32 and min(left.shape[0], right.shape[1]) < _FEWEST_LINES:
+        if is_wide and not _has_tiles() and not _has_wide_vectors():
             return None
     return products_kernel(left, left.dtype)
 
@@ -258,7 +259,7 @@ def convolution_kernel(
         return None  # PyTorch says what is wrong
     if torch.is_autocast_enabled("cpu") or _native(1, x, weight, *(() if bias is None else (bias,))) is None:
         return None
-    if _choices["native"] is not True and not (_convolves_faster() and min(weight.shape[:2]) >= _FEWEST_CHANNELS):
+    if _choices["native"] is not True and not (_has_wide_vectors() and min(weight.shape[:2]) >= _FEWEST_CHANNELS):
         return None
     return _module("scalablevit.kernels.cpu.convolution")
 
@@ -334,11 +335,11 @@ def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
     return _module("scalablevit.kernels.cpu.attention")
 
 
-def _convolves_faster() -> bool:
+def _has_wide_vectors() -> bool:
     from scalablevit.kernels.cpu.compilation import library
 
     kernels = library()
-    return kernels is not None and kernels.convolves_faster() == 1
+    return kernels is not None and kernels.has_wide_vectors() == 1
 
 
 def _has_tiles() -> bool:

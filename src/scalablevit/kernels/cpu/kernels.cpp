@@ -75,10 +75,11 @@ OPERATIONS(bfloat16, BFloat16)
 ROWS(float32, float)
 ROWS(bfloat16, BFloat16)
 
-// From how many rows on layers are faster than PyTorch's. Where that is 0, none of the operations below is to be called.
+// From how many rows on layers are faster than PyTorch's.
 extern "C" int fewest_rows_float32() { return fewest_rows<float>(); }
 extern "C" int fewest_rows_bfloat16() { return fewest_rows<BFloat16>(); }
 extern "C" int has_tiles() { return scalablevit::has_tiles(); }
+extern "C" int has_wide_vectors() { return scalablevit::has_wide_vectors(); }
 
 #define PRODUCTS(NAME, T, W)                                                                                             \
   extern "C" void feed_forward_##NAME(const void* x, const float* norm_weight, const float* norm_bias,                   \
@@ -136,8 +137,6 @@ PRODUCTS(bfloat16_bfloat16, BFloat16, BFloat16)
 MATRICES(float32_float32, float, float)
 MATRICES(bfloat16_float32, BFloat16, float)
 MATRICES(bfloat16_bfloat16, BFloat16, BFloat16)
-
-extern "C" int convolves_faster() { return scalablevit::convolves_faster(); }
 
 // Strides are of the weight: of channels of the result, channels that are read, taps.
 extern "C" void convolve(const float* x, const float* weight, const float* bias, float* out, int64_t b, int64_t height,

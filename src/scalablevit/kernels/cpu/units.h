@@ -25,13 +25,13 @@ inline void with_workspace(int most_keys, bool drops, Body body) {
   body(Kind<Workspace>());
 }
 
-// Calls `body` with the policy of `packing.h` that multiplies numbers of type T here, if there is one.
+// Calls `body` with the policy of `packing.h` that multiplies numbers of type T here.
 template <typename T, typename Body>
 inline void with_products(Body body) {
 #if SCALABLEVIT_TILES
   if (has_tiles()) return body(Kind<TileProducts<T>>());
 #endif
-  if constexpr (std::is_same_v<T, float> || SCALABLEVIT_PAIRS) body(Kind<VectorProducts<T>>());
+  body(Kind<VectorProducts<std::conditional_t<SCALABLEVIT_PAIRS, T, float>>>());
 }
 
 // The same for what is only worth its while on tiles.
@@ -42,18 +42,8 @@ inline void with_tiles([[maybe_unused]] Body body) {
 #endif
 }
 
-// Whether PyTorch's products in float32 leave much to be gained. It multiplies by Intel's MKL, which is at its best on
-// Intel's processors.
-inline bool is_foreign_to_mkl() {
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(SCALABLEVIT_FOUR_LANES)
-  return __builtin_cpu_is("amd");
-#else
-  return false;
-#endif
-}
-
-// Whether convolutions by `winograd.h` are known to be faster than PyTorch's.
-inline bool convolves_faster() {
+// Vectors of 16 numbers.
+inline bool has_wide_vectors() {
 #if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)
   return true;
 #else
@@ -61,13 +51,27 @@ inline bool convolves_faster() {
 #endif
 }
 
-// From how many rows on layers in numbers of type T are faster than PyTorch's; 0 if there are none at all.
+// Whether PyTorch's products in float32 leave much to be gained. It multiplies by Intel's MKL, which is at its best on
+// Intel's processors.
+inline bool is_foreign_to_mkl() {
+#if defined(__x86_64__) && defined(__AVX2__) && defined(__GNUC__) && !defined(SCALABLEVIT_FOUR_LANES)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
+// From how many rows on layers in numbers of type T are faster than PyTorch's.
 template <typename T>
 inline int fewest_rows() {
   constexpr int only_if_asked = std::numeric_limits<int>::max();
   if (has_tiles()) return 1;
-  if (std::is_same_v<T, float>) return is_foreign_to_mkl() ? 256 : only_if_asked;
-  return SCALABLEVIT_PAIRS ? only_if_asked : 0;
+  if (std::is_same_v<T, float>) return !is_foreign_to_mkl() ? only_if_asked : has_wide_vectors() ? 256 : 1;
+#if defined(__x86_64__) && !defined(__AVX512F__)
+  return 1;  // for which PyTorch has plain loops
+#else
+  return only_if_asked;
+#endif
 }
 
 }  // namespace scalablevit

@@ -1,9 +1,9 @@
 // Products of matrices on vectors: a policy of `packing.h`, for processors without tiles.
 //
 // What is packed is words of 32 bits: a number of float32, or a pair of bfloat16 where the processor multiplies pairs (which
-// takes what is below 1e-38 for zero). Of the left side each row has its words side by side; rows are a little more apart,
-// so that those at work do not share lines of the cache. Of the right side the 32 columns of each word lie side by side. So
-// a word of a row is broadcast, and multiplied with those of the columns.
+// takes what is below 1e-38 for zero); elsewhere bfloat16 becomes float32. Of the left side each row has its words side by
+// side; rows are a little more apart, so that those at work do not share lines of the cache. Of the right side the 32 columns
+// of each word lie side by side. So a word of a row is broadcast, and multiplied with those of the columns.
 
 #pragma once
 
@@ -17,14 +17,22 @@
 
 namespace scalablevit {
 
+// Rows by vectors of columns whose sums lie in registers, beside the vectors and a broadcast, and how many times so many rows
+// meet a packed group before the next group.
 #if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)
-constexpr int kVectorRows = 14;  // 14 x 2 sums, 2 vectors and a broadcast of 32 registers
+constexpr int kVectorRows = 14, kVectorsBeside = 2, kTimes = 1;  // of 32 registers
+#elif defined(__aarch64__)
+constexpr int kVectorRows = 6, kVectorsBeside = 4, kTimes = 8;  // of 32
 #else
-constexpr int kVectorRows = 3;
+constexpr int kVectorRows = 6, kVectorsBeside = 2, kTimes = 8;  // of 16
 #endif
 
 // kLanes words, of the `count` numbers of a line that are left.
 inline Vector load_words(const float* from, int64_t count, float) {
+  return load_some(from, (int)std::clamp<int64_t>(count, 0, kLanes));
+}
+
+inline Vector load_words(const BFloat16* from, int64_t count, float) {
   return load_some(from, (int)std::clamp<int64_t>(count, 0, kLanes));
 }
 
@@ -58,8 +66,9 @@ inline Vector add_products(Vector sum, float word, Vector words, BFloat16) {
 template <typename T>
 struct VectorProducts {
   static constexpr int kNumbers = sizeof(float) / sizeof(T);  // in a word
-  static constexpr int64_t kRows = 1, kMostRows = 18 * kVectorRows, kBlockRows = kVectorRows;
-  static constexpr int64_t kLongest = 512, kSpareRows = kVectorRows;
+  static constexpr int64_t kRows = kTimes > 1 ? kVectorRows : 1, kMostRows = 252;
+  static constexpr int64_t kBlockRows = kTimes * kVectorRows;
+  static constexpr int64_t kLongest = 512, kSpareRows = kBlockRows;
   using Number = float;
   struct Session {};
 
@@ -71,12 +80,14 @@ struct VectorProducts {
   // memory, and nothing is transposed.
   template <typename From>
   static void pack_left(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, float* target,
-                        int block = kVectorRows) {
+                        int block = kBlockRows) {
     const int64_t stride = left_size(length) / kGroup;
     if (is_turned(side)) {
       for (int64_t word = 0; word < words_of(length); ++word)
-        for (int i = 0; i < lines; i += block)  // what is written beyond a block is written over, or to spare rows
-          store(target + i * stride + word * block, word_of_lines(side, line + i, lines - i, number, length, word));
+        for (int i = 0; i < lines; i += block)
+          for (int j = 0; j < block; j += kLanes)  // what is written beyond a block is written over, or to spare rows
+            store(target + i * stride + word * block + j,
+                  word_of_lines(side, line + i + j, lines - i - j, number, length, word));
     } else {
       for (int i = 0; i < lines; ++i)
         for (int64_t word = 0; word < words_of(length); word += kLanes)
@@ -127,16 +138,17 @@ struct VectorProducts {
   template <typename Finish>
   static void multiply_rows(const float* left, int64_t size, int rows, const float* right, int columns, int64_t length,
                             Finish finish, int turned = 0) {
-    constexpr int kWide = kGroup / kLanes;
-    const int64_t words = (length + kNumbers - 1) / kNumbers;
-    const Matrix read{left, turned ? 1 : size / kGroup, turned ? turned : 1};
-    alignas(64) float sums[kVectorRows * kGroup];
-    if (2 * columns > kGroup) {
-      multiply<kVectorRows, kWide>(read, rows, right, words, sums);
-    } else {
-      std::memset(sums, 0, sizeof sums);
-      multiply<kVectorRows, kWide / 2>(read, rows, right, words, sums);
-    }
+    constexpr int kWide = kVectorsBeside * kLanes;
+    const int64_t words = (length + kNumbers - 1) / kNumbers, row = turned ? 1 : size / kGroup, word = turned ? turned : 1;
+    alignas(64) float sums[kBlockRows * kGroup];
+    if (columns <= kGroup - kWide || words == 0) std::memset(sums, 0, sizeof sums);
+    // What all rows meet of the right side stays in the first cache.
+    for (int64_t begin = 0; begin < words; begin += kRunningSum)
+      for (int i = 0; i < rows; i += kVectorRows)
+        for (int j = 0; j < columns; j += kWide)
+          multiply<kVectorRows>({left + i * row + begin * word, row, word}, std::min(kVectorRows, rows - i),
+                                right + begin * kGroup + j, std::min(kRunningSum, words - begin), sums + i * kGroup + j,
+                                begin > 0);
     for (int i = 0; i < rows; ++i) finish(i, sums + i * kGroup);
   }
 
@@ -175,24 +187,29 @@ struct VectorProducts {
     int64_t row, word;  // how far apart
   };
 
-  template <int kCount, int kWide>
-  static void multiply(Matrix left, int count, const float* right, int64_t words, float* out) {
+  // A function of its own, whose loop has registers for all that it needs: two pointers and one distance lead to the rows.
+  template <int kCount>
+  __attribute__((noinline)) static void multiply(Matrix left, int count, const float* right, int64_t words, float* out,
+                                                 bool adds) {
     if constexpr (kCount > 1)
-      if (count < kCount) return multiply<kCount - 1, kWide>(left, count, right, words, out);
-    for (int64_t begin = 0; begin < words; begin += kRunningSum) {
-      Vector sums[kCount][kWide] = {};
-      for (int64_t i = begin; i < std::min(begin + kRunningSum, words); ++i, right += kGroup, left.data += left.word) {
-        Vector columns[kWide];
-        for (int v = 0; v < kWide; ++v) columns[v] = load(right + v * kLanes);
-        for (int r = 0; r < kCount; ++r)
-          for (int v = 0; v < kWide; ++v) sums[r][v] = add_products(sums[r][v], left.data[r * left.row], columns[v], T());
+      if (count < kCount) return multiply<kCount - 1>(left, count, right, words, out, adds);
+    constexpr int kNear = kCount > 3 ? kCount / 2 : kCount;
+    Vector sums[kCount][kVectorsBeside] = {};
+    const float *near = left.data, *far = near + kNear * left.row;
+    for (int64_t i = 0; i < words; ++i) {
+      Vector columns[kVectorsBeside];
+      for (int v = 0; v < kVectorsBeside; ++v) columns[v] = load(right + v * kLanes);
+      for (int r = 0; r < kCount; ++r) {
+        const float number = r < kNear ? near[r * left.row] : far[(r - kNear) * left.row];
+        for (int v = 0; v < kVectorsBeside; ++v) sums[r][v] = add_products(sums[r][v], number, columns[v], T());
       }
-      for (int r = 0; r < kCount; ++r)
-        for (int v = 0; v < kWide; ++v) {
-          float* p = out + r * kGroup + v * kLanes;
-          store(p, begin ? load(p) + sums[r][v] : sums[r][v]);
-        }
+      right += kGroup, near += left.word, far += left.word;
     }
+    for (int r = 0; r < kCount; ++r)
+      for (int v = 0; v < kVectorsBeside; ++v) {
+        float* p = out + r * kGroup + v * kLanes;
+        store(p, adds ? load(p) + sums[r][v] : sums[r][v]);
+      }
   }
 };
 
