@@ -13,6 +13,7 @@ from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelf
 from scalablevit.benchmarking.cost import count_saved_bytes
 from scalablevit.design import PAPER, VIT_PYTORCH
 from scalablevit.feed_forward import FeedForward
+from scalablevit.kernels import use_native
 from scalablevit.layers import PreNormResidual
 from tests.networks import randomise, small_network
 
@@ -149,8 +150,9 @@ def test_autocast_gives_what_it_gives_module_by_module(name, x_dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = plain(block, x)
     assert out.dtype == expected.dtype == torch.promote_types(x_dtype, torch.bfloat16)
-    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)  # kernels round less often than PyTorch's layers
-    torch.testing.assert_close(without_gradients, expected, rtol=2e-2, atol=2e-2)
+    exact = copy.deepcopy(block).double()(x.double())
+    for found in (out, without_gradients):  # kernels round less often than PyTorch's layers
+        assert float((found - exact).detach().norm()) <= 1.2 * float((expected - exact).detach().norm())
     assert not any(torch.equal(one, block.norm(x)) for one in saved if one.shape == x.shape)
     for one, other in zip(gradients(out, inputs), gradients(expected, inputs), strict=True):
         assert one.dtype == other.dtype
@@ -170,10 +172,11 @@ def test_autocast_is_as_near_to_the_exact_gradients_as_module_by_module(name, x_
         exact, double = copy.deepcopy(block).double(), x.detach().double().requires_grad_()
         reference = gradients(exact(double), [double, *exact.parameters()])
         found = []
-        for run in (block, lambda x, block=block: plain(block, x)):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                out = run(x)
-            found.append(gradients(out, [x, *block.parameters()]))
+        for run, choice in ((block, "auto"), (lambda x, block=block: plain(block, x), False)):
+            with use_native(choice):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    out = run(x)
+                found.append(gradients(out, [x, *block.parameters()]))
         rows = [
             [float((one.double() - right).norm()), float((other.double() - right).norm()), float(right.norm())]
             for one, other, right in zip(*found, reference, strict=True)

@@ -304,20 +304,25 @@ class _CellConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs = (*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2])
-        return *_cell_gradients(grad, x, weight, ctx.cell, needs), None
+        found = cell_convolution_gradients if is_by_plain_loops(x, x.dtype) else _cell_gradients
+        return *found(grad, x, weight, ctx.cell, needs), None
 
 
 def cell_convolution_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, cell: int, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those of a `CellConv2d` for its input, (b, h, w, c), weight and bias."""
-    if _is_half_on_cpu(x):
+    dtype = x.dtype
+    if is_by_plain_loops(x, dtype):
+        grad, x, weight = grad.float(), x.float(), weight.float()
+    elif _is_half_on_cpu(x):
         return _cell_gradients(grad, x, weight, cell, needs)
     grad, x = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
     channels, strides = weight.shape[0], [cell, cell]
-    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+    found = torch.ops.aten.convolution_backward(
         grad, x, weight, [channels], strides, [0, 0], [1, 1], False, [0, 0], channels, list(needs)
     )
+    grad_x, grad_weight, grad_bias = (None if one is None else one.to(dtype) for one in found)
     return None if grad_x is None else grad_x.permute(0, 2, 3, 1), grad_weight, grad_bias
 
 

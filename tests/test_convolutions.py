@@ -1,0 +1,92 @@
+"""Convolutions in half precision on processors whose instructions for it PyTorch's convolutions do not know."""
+
+import pytest
+import torch
+
+from scalablevit import convolutions
+from scalablevit.convolutions import CellConv2d, MapConv2d
+from tests.networks import randomise
+
+LAYERS = {
+    "patches": lambda: MapConv2d(8, 12, 3, 2, 1),
+    "depthwise": lambda: MapConv2d(8, 8, 3, 1, 1, groups=8),
+    "cells": lambda: CellConv2d(8, 2),
+    "without a bias": lambda: MapConv2d(8, 12, 3, 2, 1, bias=False),
+    "around the edges": lambda: MapConv2d(8, 12, 3, 1, 1, padding_mode="reflect"),
+}
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request, monkeypatch):
+    monkeypatch.setattr(convolutions, "_has_half", lambda dtype: False)
+    return randomise(LAYERS[request.param]())
+
+
+def record_types(monkeypatch):
+    """Lists the types in which PyTorch convolves from now on."""
+    types, convolve = [], torch.nn.functional.conv2d
+
+    def recorded(x, *arguments, **settings):
+        types.append(x.dtype)
+        return convolve(x, *arguments, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", recorded)
+    return types
+
+
+@pytest.mark.parametrize("autocasts", [True, False])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_they_are_computed_in_float32_with_their_gradients(layer, dtype, autocasts, monkeypatch):
+    types = record_types(monkeypatch)
+    if not autocasts:
+        layer = layer.to(dtype)
+    x, names = torch.randn(2, 9, 6, 8).to(dtype).requires_grad_(), ["x", *dict(layer.named_parameters())]
+    with torch.autocast("cpu", dtype, enabled=autocasts):
+        out = layer(x)
+    grad = torch.randn_like(out)
+    found = torch.autograd.grad(out, [x, *layer.parameters()], grad)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=autocasts):
+        unrecorded = layer(x)
+    assert types == [torch.float32] * 2
+    assert out.dtype == dtype
+
+    exact = layer.double()
+    wide = x.detach().double().requires_grad_()
+    expected = exact(wide)
+    wanted = torch.autograd.grad(expected, [wide, *exact.parameters()], grad.double())
+    # Cells have gradients of their own in half precision, whose terms are rounded.
+    unit = torch.finfo(dtype).eps * (4 if isinstance(layer, CellConv2d) else 1)
+    names, others = ["unrecorded", "out", *names], (expected, expected, *wanted)
+    for name, one, other in zip(names, (unrecorded, out, *found), others, strict=True):
+        assert float((one - other).detach().norm()) <= unit * float(other.detach().norm()), name
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_compiled_graphs_compute_them_in_float32(layer, dtype, monkeypatch):
+    if layer.padding_mode != "zeros":
+        pytest.skip("the compiler's")
+    types = record_types(monkeypatch)
+    layer, x = layer.to(dtype), torch.randn(2, 9, 6, 8).to(dtype).requires_grad_()
+    stride, padding = list(layer.stride), list(layer.padding)
+    out = torch.ops.scalablevit.map_convolution(x, layer.weight, layer.bias, stride, padding, layer.groups)
+    assert types == [torch.float32]
+    expected = layer(x)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    inputs = [x, *layer.parameters()]
+    found, wanted = torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad)
+    for one, other in zip(found, wanted, strict=True):
+        assert float((one - other).norm()) <= 4 * torch.finfo(dtype).eps * float(other.norm())
+
+
+def test_what_pytorch_refuses_is_refused(layer):
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(2, 9, 6, 8).bfloat16())
+
+
+def test_where_the_processor_has_instructions_pytorch_is_left_alone(monkeypatch):
+    monkeypatch.setattr(convolutions, "_has_half", lambda dtype: True)
+    layer, types = LAYERS["patches"]().bfloat16(), record_types(monkeypatch)
+    layer(torch.randn(2, 9, 6, 8).bfloat16())
+    assert types == [torch.bfloat16]
