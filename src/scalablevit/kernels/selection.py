@@ -118,7 +118,7 @@ def use_native(choice: Choice) -> _Restoration:
     Args:
         choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster:
             layers on processors with a matrix unit (Intel's AMX), in float32 on AMD's, with AVX-512 from 256 rows on,
-            in bfloat16 without AVX-512; convolutions with AVX-512; attention everywhere.
+            in bfloat16 without AVX-512; convolutions with AVX-512 and on AMD's; attention everywhere.
 
     Returns:
         An object that restores the choice before when it is used as a context manager.
@@ -250,7 +250,7 @@ def convolution_kernel(
     """The module that convolves a map (b, h, w, c) with a dense 3x3 weight, in float32; None if none does.
 
     They take 16 products for PyTorch's 36. By themselves they run with AVX-512 (measured on one processor of AMD's and
-    one of Intel's, docs/log.md).
+    one of Intel's, docs/log.md), and on AMD's without.
     """
     dense = weight.shape[1:] == (*x.shape[-1:], 3, 3) and groups == 1
     if not dense or 0 in weight.shape or (*stride, *padding) != (1, 1, 1, 1) or x.ndim != 4 or x.dtype != torch.float32:
@@ -259,7 +259,7 @@ def convolution_kernel(
         return None  # PyTorch says what is wrong
     if torch.is_autocast_enabled("cpu") or _native(1, x, weight, *(() if bias is None else (bias,))) is None:
         return None
-    if _choices["native"] is not True and not (_has_wide_vectors() and min(weight.shape[:2]) >= _FEWEST_CHANNELS):
+    if _choices["native"] is not True and not (_convolves_faster() and min(weight.shape[:2]) >= _FEWEST_CHANNELS):
         return None
     return _module("scalablevit.kernels.cpu.convolution")
 
@@ -333,6 +333,13 @@ def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
     if torch._C._len_torch_dispatch_stack():  # who counts or records what is called knows PyTorch's operations
         return None
     return _module("scalablevit.kernels.cpu.attention")
+
+
+def _convolves_faster() -> bool:
+    from scalablevit.kernels.cpu.compilation import library
+
+    kernels = library()
+    return kernels is not None and kernels.convolves_faster() == 1
 
 
 def _has_wide_vectors() -> bool:

@@ -61,6 +61,9 @@ inline bool is_foreign_to_mkl() {
 #endif
 }
 
+// Whether convolutions by `winograd.h` are known to be faster than PyTorch's.
+inline bool convolves_faster() { return has_wide_vectors() || is_foreign_to_mkl(); }
+
 // From how many rows on layers in numbers of type T are faster than PyTorch's.
 template <typename T>
 inline int fewest_rows() {
