@@ -120,8 +120,8 @@ def measure(comparison: Comparison, options: argparse.Namespace) -> dict[str, An
     """All figures of one comparison, as a dictionary fit for JSON; printed as they come."""
     print(f"\n{comparison.name}")
     row: dict[str, Any] = {"comparison": comparison.name}
-    for mode in ("infer", "train"):
-        for precision in comparison.precisions:
+    for mode in options.modes:
+        for precision in (one for one in comparison.precisions if one in options.precisions):
             for compiled in (False, True) if options.compile else (False,):
                 result: BenchmarkResult = benchmark(
                     [comparison.reference, comparison.ours],
@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="rounds per figure")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--compile", action="store_true", help="compiled against compiled as well")
+    parser.add_argument("--modes", nargs="+", default=["infer", "train"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], help="bf16: in the authors' code alone")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     options = parser.parse_args()
     found = [*VIT_PYTORCH, *([authors_comparison(options.authors)] if options.authors else [])]
