@@ -39,6 +39,8 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
 # Rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles.
 _FEWEST_LINES = 128
+# Rows of a product in float32 that are worth packing the other side for vectors.
+_FEWEST_ROWS = 256
 
 Choice = bool | Literal["auto"]
 _choices: dict[str, Choice] = {"triton": "auto", "native": "auto"}
@@ -210,13 +212,15 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
     """The module that multiplies two matrices of one type, whose sums are wanted in float32 or not; or None.
 
     On tiles it is slower than PyTorch where the result has few rows or columns, for which all that is summed over is
-    packed, and in bfloat16, unless sums are not to be rounded to that; on short vectors in float32 (docs/log.md).
+    packed, and in bfloat16, unless sums are not to be rounded to that; on vectors in bfloat16 with AVX-512, and in
+    float32 without it or with few rows (docs/log.md).
     """
     if _choices["native"] is not True:
-        is_wide = left.dtype == torch.float32
-        if _has_tiles() and (min(left.shape[0], right.shape[1]) < _FEWEST_LINES if is_wide else not in_float32):
-            return None
-        if is_wide and not _has_tiles() and not _has_wide_vectors():
+        is_float32 = left.dtype == torch.float32
+        if _has_tiles():
+            if min(left.shape[0], right.shape[1]) < _FEWEST_LINES if is_float32 else not in_float32:
+                return None
+        elif is_float32 != _has_wide_vectors() or (is_float32 and left.shape[0] < _FEWEST_ROWS):
             return None
     return products_kernel(left, left.dtype)
 

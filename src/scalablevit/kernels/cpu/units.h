@@ -69,8 +69,10 @@ template <typename T>
 inline int fewest_rows() {
   constexpr int only_if_asked = std::numeric_limits<int>::max();
   if (has_tiles()) return 1;
-  if (std::is_same_v<T, float>) return !is_foreign_to_mkl() ? only_if_asked : has_wide_vectors() ? 256 : 1;
-#if defined(__x86_64__) && !defined(__AVX512F__)
+  if (std::is_same_v<T, float>) return is_foreign_to_mkl() ? 1 : only_if_asked;
+#if defined(__x86_64__) && defined(__AVX512F__)
+  return SCALABLEVIT_PAIRS && is_foreign_to_mkl() ? 1 : only_if_asked;
+#elif defined(__x86_64__)
   return 1;  // for which PyTorch has plain loops
 #else
   return only_if_asked;

@@ -138,17 +138,18 @@ struct VectorProducts {
   template <typename Finish>
   static void multiply_rows(const float* left, int64_t size, int rows, const float* right, int columns, int64_t length,
                             Finish finish, int turned = 0) {
-    constexpr int kWide = kVectorsBeside * kLanes;
+    constexpr int kWide = kVectorsBeside * kLanes, kHalf = kVectorsBeside / 2;
     const int64_t words = (length + kNumbers - 1) / kNumbers, row = turned ? 1 : size / kGroup, word = turned ? turned : 1;
     alignas(64) float sums[kBlockRows * kGroup];
-    if (columns <= kGroup - kWide || words == 0) std::memset(sums, 0, sizeof sums);
+    if (columns <= kGroup - kHalf * kLanes || words == 0) std::memset(sums, 0, sizeof sums);
     // What all rows meet of the right side stays in the first cache.
     for (int64_t begin = 0; begin < words; begin += kRunningSum)
       for (int i = 0; i < rows; i += kVectorRows)
-        for (int j = 0; j < columns; j += kWide)
-          multiply<kVectorRows>({left + i * row + begin * word, row, word}, std::min(kVectorRows, rows - i),
-                                right + begin * kGroup + j, std::min(kRunningSum, words - begin), sums + i * kGroup + j,
-                                begin > 0);
+        for (int j = 0; j < columns; j += kWide) {
+          const auto run = columns - j > kHalf * kLanes ? multiply<kVectorRows, kVectorsBeside> : multiply<kVectorRows, kHalf>;
+          run({left + i * row + begin * word, row, word}, std::min(kVectorRows, rows - i), right + begin * kGroup + j,
+              std::min(kRunningSum, words - begin), sums + i * kGroup + j, begin > 0);
+        }
     for (int i = 0; i < rows; ++i) finish(i, sums + i * kGroup);
   }
 
@@ -188,28 +189,34 @@ struct VectorProducts {
   };
 
   // A function of its own, whose loop has registers for all that it needs: two pointers and one distance lead to the rows.
-  template <int kCount>
+  template <int kCount, int kWidth>
   __attribute__((noinline)) static void multiply(Matrix left, int count, const float* right, int64_t words, float* out,
                                                  bool adds) {
     if constexpr (kCount > 1)
-      if (count < kCount) return multiply<kCount - 1>(left, count, right, words, out, adds);
+      if (count < kCount) return multiply<kCount - 1, kWidth>(left, count, right, words, out, adds);
     constexpr int kNear = kCount > 3 ? kCount / 2 : kCount;
-    Vector sums[kCount][kVectorsBeside] = {};
+    Vector sums[kCount][kWidth] = {};
     const float *near = left.data, *far = near + kNear * left.row;
     for (int64_t i = 0; i < words; ++i) {
-      Vector columns[kVectorsBeside];
-      for (int v = 0; v < kVectorsBeside; ++v) columns[v] = load(right + v * kLanes);
+      Vector columns[kWidth];
+      for (int v = 0; v < kWidth; ++v) columns[v] = load(right + v * kLanes);
       for (int r = 0; r < kCount; ++r) {
         const float number = r < kNear ? near[r * left.row] : far[(r - kNear) * left.row];
-        for (int v = 0; v < kVectorsBeside; ++v) sums[r][v] = add_products(sums[r][v], number, columns[v], T());
+        for (int v = 0; v < kWidth; ++v) sums[r][v] = add_products(sums[r][v], number, columns[v], T());
       }
       right += kGroup, near += left.word, far += left.word;
     }
+    // Without loops, for which the sums would need a place in memory.
+    if (adds) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kWidth; ++v) sums[r][v] += load(out + r * kGroup + v * kLanes);
+    }
+#pragma GCC unroll 16
     for (int r = 0; r < kCount; ++r)
-      for (int v = 0; v < kVectorsBeside; ++v) {
-        float* p = out + r * kGroup + v * kLanes;
-        store(p, adds ? load(p) + sums[r][v] : sums[r][v]);
-      }
+#pragma GCC unroll 4
+      for (int v = 0; v < kWidth; ++v) store(out + r * kGroup + v * kLanes, sums[r][v]);
   }
 };
 
