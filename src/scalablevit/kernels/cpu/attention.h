@@ -7,6 +7,8 @@
 // Keys are taken kStripe at a time, whose scores stay in the first cache: what the stripes before have given is scaled when
 // a larger score comes (Milakov and Gimelshein, arXiv:1805.02867). Scores are in powers of 2, for which their factor is
 // kLog2OfE times what is asked for.
+//
+// What is multiplied are words (`words.h`): floats, or pairs of bfloat16, of channels for scores and of keys for results.
 
 #pragma once
 
@@ -16,6 +18,7 @@
 #include <vector>
 
 #include "dropout.h"
+#include "words.h"
 
 namespace scalablevit {
 
@@ -27,14 +30,16 @@ inline void copy(const T* from, float* to, int width, float factor = 1.0f) {
   for (int i = 0; i < width; i += kLanes) store(to + i, load_some(from + i, width - i) * factor);
 }
 
-// What one thread works with: a head's keys (k, d) and values (k, e), and of a block of queries their transposed rows
-// (d, block), weights (k, block) and transposed results (e, block). Widths are rounded up to whole vectors.
+// What one thread works with, in words of numbers: a head's keys (k, d) and values (k, e), and of a block of queries their
+// transposed rows (d, block), weights (k, block) and transposed results (e, block). Widths are rounded up to whole vectors.
+template <typename Number>
 struct Workspace {
-  static constexpr int kQueries = kBlock;
+  static constexpr int kNumbers = kNumbersOfWord<Number>, kQueries = kBlock;
   static constexpr bool kDrops = true;
 
   Dropout dropout;  // of weights
   Unsigned first_keys[kVectors], second_keys[kVectors];  // of the block's queries
+  float scale = 1.0f;  // of scores
   int keys = 0, key_width, value_width, key_stride, value_stride;
   std::vector<float> key, value, query, weights, result;
 
@@ -42,10 +47,10 @@ struct Workspace {
   Workspace(int most_keys, int key_width, int value_width, bool all_weights = false)
       : key_width(key_width),
         value_width(value_width),
-        key_stride(round_up(key_width, kLanes)),
+        key_stride(round_up(words_of<Number>(key_width), kLanes)),
         value_stride(round_up(value_width, kLanes)),
         key((size_t)most_keys * key_stride),
-        value((size_t)most_keys * value_stride),
+        value((size_t)words_of<Number>(most_keys) * value_stride),
         query((size_t)key_stride * kBlock),
         weights((size_t)(all_weights ? most_keys : std::min(most_keys, kStripe)) * kBlock),
         result((size_t)value_stride * kBlock) {}
@@ -69,21 +74,29 @@ struct Workspace {
   template <typename KeyRow, typename ValueRow>
   void set_keys(int count, KeyRow key_row, ValueRow value_row) {
     keys = count;
-    for (int k = 0; k < count; ++k) {
-      copy(key_row(k), &key[(size_t)k * key_stride], key_width);
-      copy(value_row(k), &value[(size_t)k * value_stride], value_width);
-    }
+    for (int k = 0; k < count; ++k)
+      for (int word = 0; word < key_stride; word += kLanes)
+        store(&key[(size_t)k * key_stride + word],
+              load_words(key_row(k) + word * kNumbers, key_width - word * kNumbers, Number()));
+    for (int k = 0; k < count; k += kNumbers)
+      for (int e = 0; e < value_width; e += kLanes) {
+        Vector numbers[kNumbers] = {};
+        for (int i = 0; i < std::min(kNumbers, count - k); ++i) numbers[i] = load_some(value_row(k + i) + e, value_width - e);
+        store(&value[(size_t)(k / kNumbers) * value_stride + e], words_nearest(numbers, Number()));
+      }
   }
 };
 
-// `count` rows, times a factor, as columns from `first` on, a multiple of kLanes, of `columns`, (width, block).
-template <typename T>
-inline void set_columns(std::vector<float>& columns, int first, const T* const* rows, int count, int width, float factor) {
-  for (int d = 0; d < width; d += kLanes) {
+// `count` rows, in words, as columns from `first` on, a multiple of kLanes, of `columns`, (width, block).
+template <typename Number, typename T>
+inline void set_columns(std::vector<float>& columns, int first, const T* const* rows, int count, int width) {
+  constexpr int kNumbers = kNumbersOfWord<Number>;
+  for (int word = 0; word < words_of<Number>(width); word += kLanes) {
     Vector square[kLanes] = {};
-    for (int q = 0; q < count; ++q) square[q] = load_some(rows[q] + d, width - d) * factor;
+    for (int q = 0; q < count; ++q)
+      square[q] = load_words(rows[q] + word * kNumbers, width - word * kNumbers, Number());
     transpose(square);
-    for (int i = 0; i < kLanes; ++i) store(&columns[(size_t)(d + i) * kBlock + first], square[i]);
+    for (int i = 0; i < kLanes; ++i) store(&columns[(size_t)(word + i) * kBlock + first], square[i]);
   }
 }
 
@@ -93,21 +106,22 @@ inline void get_rows(const std::vector<float>& columns, int first, int d, Vector
   transpose(rows);
 }
 
-struct Matrix {  // rows of floats, `stride` apart; elements of a row `step` apart
+struct Matrix {  // rows of words, `stride` apart; elements of a row `step` apart
   const float* data;
   int stride, step = 1;
 };
 
 // out = left @ right, plus what is there if kAdds: kCount rows, kWidth vectors, sums over `length`.
-template <bool kAdds, int kCount, int kWidth>
+template <typename Number, bool kAdds, int kCount, int kWidth>
 inline void multiply_tile(Matrix left, Matrix right, int length, float* out, int out_stride) {
   Vector sums[kCount][kWidth] = {};
   for (int i = 0; i < length; ++i) {
     Vector columns[kWidth];
     for (int v = 0; v < kWidth; ++v) columns[v] = load(right.data + (size_t)i * right.stride + v * kLanes);
-    for (int r = 0; r < kCount; ++r)
-      for (int v = 0; v < kWidth; ++v)
-        sums[r][v] += left.data[(size_t)r * left.stride + (size_t)i * left.step] * columns[v];
+    for (int r = 0; r < kCount; ++r) {
+      const float word = left.data[(size_t)r * left.stride + (size_t)i * left.step];
+      for (int v = 0; v < kWidth; ++v) sums[r][v] = multiply_add(sums[r][v], word, columns[v], Number());
+    }
   }
   for (int r = 0; r < kCount; ++r)
     for (int v = 0; v < kWidth; ++v) {
@@ -116,12 +130,12 @@ inline void multiply_tile(Matrix left, Matrix right, int length, float* out, int
     }
 }
 
-template <int kWidth, int kCount, bool kAdds = false>
+template <int kWidth, int kCount, bool kAdds = false, typename Number = float>
 inline void multiply(Matrix left, Matrix right, int length, float* out, int out_stride, int rows) {
   for (; rows >= kCount; rows -= kCount, left.data += (size_t)kCount * left.stride, out += (size_t)kCount * out_stride)
-    multiply_tile<kAdds, kCount, kWidth>(left, right, length, out, out_stride);
+    multiply_tile<Number, kAdds, kCount, kWidth>(left, right, length, out, out_stride);
   if constexpr (kCount > 1)
-    if (rows > 0) multiply<kWidth, kCount - 1, kAdds>(left, right, length, out, out_stride, rows);
+    if (rows > 0) multiply<kWidth, kCount - 1, kAdds, Number>(left, right, length, out, out_stride, rows);
 }
 
 // out += left @ right, for any number of whole vectors.
@@ -138,37 +152,40 @@ struct Sums {
 };
 
 // What the block's queries give to `count` keys from `first` on, but for the factor that is one over the sum in the end:
-// work.weights, of which some are dropped then. Returns what weights of the keys before are to be multiplied with.
-template <int kWidth, bool kDrops>
-inline std::array<Vector, kWidth> weigh(Workspace& work, int first, int count, Sums<kWidth>& sums) {
-  multiply<kWidth, kRows>({&work.key[(size_t)first * work.key_stride], work.key_stride}, {work.query.data(), kBlock},
-                          work.key_width, work.weights.data(), kBlock, count);
+// work.weights, in words, of which some are dropped then. Returns what weights of the keys before are to be multiplied with.
+template <int kWidth, bool kDrops, typename Number>
+inline std::array<Vector, kWidth> weigh(Workspace<Number>& work, int first, int count, Sums<kWidth>& sums) {
+  constexpr int kNumbers = kNumbersOfWord<Number>;
+  multiply<kWidth, kRows, false, Number>({&work.key[(size_t)first * work.key_stride], work.key_stride},
+                                         {work.query.data(), kBlock}, words_of<Number>(work.key_width), work.weights.data(),
+                                         kBlock, count);
+  const auto score = [&](int k, int v) { return load(&work.weights[(size_t)k * kBlock + v * kLanes]) * work.scale; };
   Vector most[kWidth], total[kWidth];
   std::array<Vector, kWidth> factors;
-  for (int v = 0; v < kWidth; ++v) most[v] = load(&work.weights[v * kLanes]);
+  for (int v = 0; v < kWidth; ++v) most[v] = score(0, v);
   for (int k = 1; k < count; ++k)
-    for (int v = 0; v < kWidth; ++v) most[v] = larger(most[v], load(&work.weights[(size_t)k * kBlock + v * kLanes]));
+    for (int v = 0; v < kWidth; ++v) most[v] = larger(most[v], score(k, v));
   for (int v = 0; v < kWidth; ++v) {
     if (first) most[v] = larger(most[v], sums.most[v]);
     factors[v] = first ? power_of_two(sums.most[v] - most[v]) : Vector{};
     total[v] = first ? sums.total[v] * factors[v] : Vector{};
   }
-  for (int k = 0; k < count; ++k)
+  for (int k = 0; k < count; k += kNumbers)  // a word lies no further on than the scores that it comes from
     for (int v = 0; v < kWidth; ++v) {
-      float* weight = &work.weights[(size_t)k * kBlock + v * kLanes];
-      const Vector found = power_of_two(load(weight) - most[v]);
-      total[v] += found;
-      if constexpr (kDrops)
-        store(weight, work.leaves(v, first + k) ? found : Vector{});
-      else
-        store(weight, found);
+      Vector found[kNumbers] = {};
+      for (int i = 0; i < std::min(kNumbers, count - k); ++i) {
+        found[i] = power_of_two(score(k + i, v) - most[v]);
+        total[v] += found[i];
+        if constexpr (kDrops) found[i] = work.leaves(v, first + k + i) ? found[i] : Vector{};
+      }
+      store(&work.weights[(size_t)(k / kNumbers) * kBlock + v * kLanes], words_nearest(found, Number()));
     }
   for (int v = 0; v < kWidth; ++v) sums.most[v] = most[v], sums.total[v] = total[v];
   return factors;
 }
 
-template <int kWidth>
-inline void scale_result(Workspace& work, const std::array<Vector, kWidth>& factors) {
+template <int kWidth, typename Number>
+inline void scale_result(Workspace<Number>& work, const std::array<Vector, kWidth>& factors) {
   for (int e = 0; e < work.value_width; ++e)
     for (int v = 0; v < kWidth; ++v) {
       float* found = &work.result[e * kBlock + v * kLanes];
@@ -177,19 +194,19 @@ inline void scale_result(Workspace& work, const std::array<Vector, kWidth>& fact
 }
 
 // Attention of the kWidth vectors of queries that lie in the workspace.
-template <int kWidth, bool kDrops>
-void attend(Workspace& work) {
+template <int kWidth, bool kDrops, typename Number>
+void attend(Workspace<Number>& work) {
   Sums<kWidth> sums;
   for (int first = 0; first < work.keys; first += kStripe) {
-    const int count = std::min(kStripe, work.keys - first);
+    const int count = std::min(kStripe, work.keys - first), words = words_of<Number>(count);
     const auto factors = weigh<kWidth, kDrops>(work, first, count, sums);
-    const Matrix values{&work.value[(size_t)first * work.value_stride], 1, work.value_stride};
+    const Matrix values{&work.value[(size_t)(first / work.kNumbers) * work.value_stride], 1, work.value_stride};
     const Matrix weights{work.weights.data(), kBlock};
     if (first) {
       scale_result<kWidth>(work, factors);
-      multiply<kWidth, 4, true>(values, weights, count, work.result.data(), kBlock, work.value_width);
+      multiply<kWidth, 4, true, Number>(values, weights, words, work.result.data(), kBlock, work.value_width);
     } else {
-      multiply<kWidth, 4>(values, weights, count, work.result.data(), kBlock, work.value_width);
+      multiply<kWidth, 4, false, Number>(values, weights, words, work.result.data(), kBlock, work.value_width);
     }
   }
   std::array<Vector, kWidth> factors;
@@ -209,13 +226,14 @@ inline void with_width(int count, Body body) {
 
 // Attention of `count` queries, whose rows `row(q)` gives, to the keys in the workspace. `finish(q, e, vector)` is told
 // the result of each for kLanes channels from e on.
-template <typename Row, typename Finish>
-inline void attend_block(Workspace& work, int count, float scale, Row row, Finish finish) {
+template <typename Number, typename Row, typename Finish>
+inline void attend_block(Workspace<Number>& work, int count, float scale, Row row, Finish finish) {
+  work.scale = scale * kLog2OfE;
   for (int first = 0; first < count; first += kLanes) {
     decltype(row(0)) rows[kLanes];
     const int some = std::min(kLanes, count - first);
     for (int q = 0; q < some; ++q) rows[q] = row(first + q);
-    set_columns(work.query, first, rows, some, work.key_width, scale * kLog2OfE);
+    set_columns<Number>(work.query, first, rows, some, work.key_width);
   }
   with_width(count, [&](auto width) { work.dropout.is_on() ? attend<width, true>(work) : attend<width, false>(work); });
   for (int first = 0; first < count; first += kLanes)
@@ -229,7 +247,7 @@ inline void attend_block(Workspace& work, int count, float scale, Row row, Finis
 // What the backward pass of a head needs beside that: of a block of queries their rows (block, d) and the gradients of
 // their results, as rows (block, e) and columns (e, block), the gradients of weights (k, block) and of queries
 // (d, block); and sums for keys and values, (k, d) and (k, e).
-struct GradientWorkspace : Workspace {
+struct GradientWorkspace : Workspace<float> {
   std::vector<float> query_rows, grad_rows, grad, grad_weights, grad_query, grad_key, grad_value;
 
   GradientWorkspace(int most_keys, int key_width, int value_width)
@@ -303,12 +321,13 @@ void differentiate(GradientWorkspace& work, int count) {
 template <typename Row, typename GradRow, typename Finish>
 inline void differentiate_block(GradientWorkspace& work, int count, float scale, Row row, GradRow grad_row,
                                 Finish finish) {
+  work.scale = scale * kLog2OfE;
   for (int first = 0; first < count; first += kLanes) {
     decltype(row(0)) rows[kLanes], grad_rows[kLanes];
     const int some = std::min(kLanes, count - first);
     for (int q = 0; q < some; ++q) rows[q] = row(first + q), grad_rows[q] = grad_row(first + q);
-    set_columns(work.query, first, rows, some, work.key_width, scale * kLog2OfE);
-    set_columns(work.grad, first, grad_rows, some, work.value_width, 1.0f);
+    set_columns<float>(work.query, first, rows, some, work.key_width);
+    set_columns<float>(work.grad, first, grad_rows, some, work.value_width);
     for (int q = 0; q < some; ++q) {
       copy(rows[q], &work.query_rows[(size_t)(first + q) * work.key_stride], work.key_width, scale);
       copy(grad_rows[q], &work.grad_rows[(size_t)(first + q) * work.value_stride], work.value_width);

@@ -28,11 +28,11 @@
 #endif
 
 #include "rows.h"
+#include "words.h"
 
 namespace scalablevit {
 
 constexpr int kGroup = 32;  // rows or columns of a group
-constexpr int kStep = 32;   // numbers along k that come at once
 
 // Memory that a thread keeps, as new memory is slow.
 struct Scratch {
@@ -72,29 +72,6 @@ inline void for_each_column(int columns, Body body) {
     for_each_vector(columns, body);
 }
 
-// `count` of up to kStep numbers, and zeros after them.
-inline void copy_numbers(const BFloat16* from, int count, BFloat16* to) {
-#if defined(__AVX512BW__)
-  const __mmask32 wanted = count >= kStep ? ~0u : (1u << count) - 1;
-  _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(wanted, from));
-#else
-  for (int i = 0; i < kStep; ++i) to[i] = i < count ? from[i] : BFloat16{0};
-#endif
-}
-
-// What is nearest to x in bfloat16.
-inline Vector nearest(Vector x) {
-  BFloat16 halves[kLanes];
-  store(halves, x);
-  return load(halves);
-}
-
-// Pairs of numbers of bfloat16, which `first` and `second` are exactly.
-inline Vector pairs_of(Vector first, Vector second) {
-  typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-  return (Vector)(((Bits)first >> 16) | (Bits)second);
-}
-
 // One side of a product: lines (rows of `left`, columns of `right`) of `length` numbers. Either the numbers of a line lie
 // side by side (number_stride 1), or the lines do.
 template <typename T>
@@ -104,6 +81,12 @@ struct Side {
 
   const T* at(int64_t line, int64_t number) const { return data + line * line_stride + number * number_stride; }
 };
+
+// Asks for so many bytes, which are read soon: meanwhile they come from memory to the second cache. They need not exist.
+inline void fetch(const void* from, int bytes) {
+  constexpr int line = 64;
+  for (int i = 0; i < bytes; i += line) __builtin_prefetch((const char*)from + i, 0, 2);
+}
 
 inline int64_t divided_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
 

@@ -22,7 +22,7 @@ inline void with_workspace(int most_keys, bool drops, Body body) {
   if constexpr (std::is_same_v<T, BFloat16>)
     if (has_tiles() && most_keys <= kMostKeys && !drops) return body(Kind<TileWorkspace>());
 #endif
-  body(Kind<Workspace>());
+  body(Kind<Workspace<std::conditional_t<SCALABLEVIT_PAIRS, T, float>>>());
 }
 
 // Calls `body` with the policy of `packing.h` that multiplies numbers of type T here.

@@ -9,12 +9,6 @@
 
 #include "packing.h"
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(SCALABLEVIT_FOUR_LANES)
-#define SCALABLEVIT_PAIRS 1
-#else
-#define SCALABLEVIT_PAIRS 0
-#endif
-
 namespace scalablevit {
 
 // Rows by vectors of columns whose sums lie in registers, beside the vectors and a broadcast, and how many times so many rows
@@ -27,45 +21,9 @@ constexpr int kVectorRows = 6, kVectorsBeside = 4, kTimes = 8;  // of 32
 constexpr int kVectorRows = 6, kVectorsBeside = 2, kTimes = 8;  // of 16
 #endif
 
-// kLanes words, of the `count` numbers of a line that are left.
-inline Vector load_words(const float* from, int64_t count, float) {
-  return load_some(from, (int)std::clamp<int64_t>(count, 0, kLanes));
-}
-
-inline Vector load_words(const BFloat16* from, int64_t count, float) {
-  return load_some(from, (int)std::clamp<int64_t>(count, 0, kLanes));
-}
-
-inline Vector add_products(Vector sum, float word, Vector words, float) { return sum + word * words; }
-
-#if SCALABLEVIT_PAIRS
-inline Vector load_words(const BFloat16* from, int64_t count, BFloat16) {
-  Vector words;
-  BFloat16 numbers[2 * kLanes];
-  copy_numbers(from, (int)std::clamp<int64_t>(count, 0, 2 * kLanes), numbers);
-  std::memcpy(&words, numbers, sizeof words);
-  return words;
-}
-
-inline Vector load_words(const float* from, int64_t count, BFloat16) {
-  Vector words;
-  BFloat16 numbers[2 * kLanes];
-  store(numbers, load_words(from, count, 0.0f));
-  store(numbers + kLanes, load_words(from + kLanes, count - kLanes, 0.0f));
-  std::memcpy(&words, numbers, sizeof words);
-  return words;
-}
-
-inline Vector add_products(Vector sum, float word, Vector words, BFloat16) {
-  int bits;
-  std::memcpy(&bits, &word, sizeof bits);
-  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(bits), (__m512bh)words);
-}
-#endif
-
 template <typename T>
 struct VectorProducts {
-  static constexpr int kNumbers = sizeof(float) / sizeof(T);  // in a word
+  static constexpr int kNumbers = kNumbersOfWord<T>;
   static constexpr int64_t kRows = kTimes > 1 ? kVectorRows : 1, kMostRows = 252;
   static constexpr int64_t kBlockRows = kTimes * kVectorRows;
   static constexpr int64_t kLongest = 512, kSpareRows = kBlockRows;
@@ -105,8 +63,11 @@ struct VectorProducts {
         if (is_turned(side)) {
           for (int j = 0; j < kLanes; ++j) square[j] = word_of_lines(side, line + i, lines - i, number, length, word + j);
         } else {
-          for (int j = 0; j < std::min(kLanes, lines - i); ++j)
-            square[j] = load_words(side.at(line + i + j, number + word * kNumbers), length - word * kNumbers, T());
+          for (int j = 0; j < std::min(kLanes, lines - i); ++j) {
+            const From* from = side.at(line + i + j, number + word * kNumbers);
+            fetch(from + kGroup * side.line_stride, kLanes * kNumbers * sizeof(From));  // of the next group
+            square[j] = load_words(from, length - word * kNumbers, T());
+          }
           transpose(square);
         }
         for (int j = 0; j < kLanes; ++j) store(target + (word + j) * kGroup + i, square[j]);
@@ -127,7 +88,7 @@ struct VectorProducts {
         store(target + v * kLanes, first[v]);
         store(target + kGroup + v * kLanes, second[v]);
       } else {
-        store(target + v * kLanes, pairs_of(nearest(first[v]), nearest(second[v])));
+        store(target + v * kLanes, pairs_nearest(first[v], second[v]));
       }
     }
   }
@@ -180,7 +141,7 @@ struct VectorProducts {
     if constexpr (kNumbers == 1)
       return parts[0];
     else
-      return pairs_of(nearest(parts[0]), nearest(parts[1]));
+      return pairs_nearest(parts[0], parts[1]);
   }
 
   struct Matrix {
@@ -202,7 +163,7 @@ struct VectorProducts {
       for (int v = 0; v < kWidth; ++v) columns[v] = load(right + v * kLanes);
       for (int r = 0; r < kCount; ++r) {
         const float number = r < kNear ? near[r * left.row] : far[(r - kNear) * left.row];
-        for (int v = 0; v < kWidth; ++v) sums[r][v] = add_products(sums[r][v], number, columns[v], T());
+        for (int v = 0; v < kWidth; ++v) sums[r][v] = multiply_add(sums[r][v], number, columns[v], T());
       }
       right += kGroup, near += left.word, far += left.word;
     }
