@@ -119,8 +119,8 @@ def use_native(choice: Choice) -> _Restoration:
 
     Args:
         choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster:
-            layers on processors with a matrix unit (Intel's AMX), in float32 on AMD's, with AVX-512 from 256 rows on,
-            in bfloat16 without AVX-512; convolutions with AVX-512 and on AMD's; attention everywhere.
+            layers on processors with a matrix unit (Intel's AMX) and on AMD's, in bfloat16 without AVX-512, too;
+            convolutions with AVX-512 and on AMD's; attention everywhere.
 
     Returns:
         An object that restores the choice before when it is used as a context manager.
@@ -189,9 +189,8 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
 def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> Any:
     """The module with products of matrices, for x in products of `dtype` with such parameters; or None.
 
-    Where they are not known to be faster than PyTorch's they run if native kernels are asked for: float32 on vectors of
-    Intel's processors, for which PyTorch has Intel's library, or of few rows with AVX-512; and bfloat16 with AVX-512
-    and no tiles (docs/log.md).
+    Where they are not known to be faster than PyTorch's they run if native kernels are asked for: on Intel's processors
+    without tiles in float32, for which PyTorch has Intel's library, and in bfloat16 with AVX-512 (docs/log.md).
     """
     if dtype != x.dtype or _native(1, x) is None:
         return None

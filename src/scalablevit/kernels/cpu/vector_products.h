@@ -43,9 +43,11 @@ struct VectorProducts {
     if (is_turned(side)) {
       for (int64_t word = 0; word < words_of(length); ++word)
         for (int i = 0; i < lines; i += block)
-          for (int j = 0; j < block; j += kLanes)  // what is written beyond a block is written over, or to spare rows
+          for (int j = 0; j < block; j += kLanes) {  // what is written beyond a block is written over, or to spare rows
+            fetch(side.at(line + i + j, number + (word + kAhead) * kNumbers), kLanes * sizeof(From));
             store(target + i * stride + word * block + j,
                   word_of_lines(side, line + i + j, lines - i - j, number, length, word));
+          }
     } else {
       for (int i = 0; i < lines; ++i)
         for (int64_t word = 0; word < words_of(length); word += kLanes)
@@ -61,7 +63,10 @@ struct VectorProducts {
       for (int i = 0; i < kGroup; i += kLanes) {
         Vector square[kLanes] = {};
         if (is_turned(side)) {
-          for (int j = 0; j < kLanes; ++j) square[j] = word_of_lines(side, line + i, lines - i, number, length, word + j);
+          for (int j = 0; j < kLanes; ++j) {
+            fetch(side.at(line + i + kGroup, number + (word + j) * kNumbers), kLanes * sizeof(From));  // of the next group
+            square[j] = word_of_lines(side, line + i, lines - i, number, length, word + j);
+          }
         } else {
           for (int j = 0; j < std::min(kLanes, lines - i); ++j) {
             const From* from = side.at(line + i + j, number + word * kNumbers);
@@ -123,6 +128,7 @@ struct VectorProducts {
 
  private:
   static constexpr int kBetweenRows = 16;      // words between rows
+  static constexpr int kAhead = 16;            // words from those that are packed to those that are asked for
   static constexpr int64_t kRunningSum = 128;  // words: longer sums are sums of such, which round less
 
   template <typename From>
