@@ -215,3 +215,23 @@ def test_gradients_of_feed_forwards_in_one_call_want_tiles_rows_and_work_for_all
         assert kernel(1, 256) == "kernel"
     monkeypatch.setattr(selection, "_has_tiles", lambda: False)
     assert kernel(128, 256) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "wide_vectors", "takes"),
+    [
+        (256, torch.float32, True, True),
+        (255, torch.float32, True, False),
+        (256, torch.float32, False, False),
+        (256, torch.bfloat16, True, False),
+        (2, torch.bfloat16, False, True),
+    ],
+)
+def test_products_of_backward_passes_on_vectors(rows, dtype, wide_vectors, takes, monkeypatch):
+    monkeypatch.setattr(selection, "_has_tiles", lambda: False)
+    monkeypatch.setattr(selection, "_has_wide_vectors", lambda: wide_vectors)
+    monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: 1)
+    sides = torch.zeros(rows, 3, dtype=dtype), torch.zeros(3, 300, dtype=dtype)
+    assert (selection.matrices_kernel(*sides, in_float32=False) is not None) == takes
+    with use_native(True):
+        assert selection.matrices_kernel(*sides, in_float32=False) is not None
