@@ -151,8 +151,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="rounds per figure")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--compile", action="store_true", help="compiled against compiled as well")
-    parser.add_argument("--modes", nargs="+", default=["infer", "train"])
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], help="bf16: in the authors' code alone")
+    parser.add_argument(
+        "--modes", nargs="+", choices=("infer", "train"), default=["infer", "train"], help="all if not said"
+    )
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"], help="bf16: beside the authors'"
+    )
     parser.add_argument("--json", type=Path, help="where to write all figures")
     options = parser.parse_args()
     found = [*VIT_PYTORCH, *([authors_comparison(options.authors)] if options.authors else [])]

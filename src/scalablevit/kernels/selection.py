@@ -119,8 +119,8 @@ def use_native(choice: Choice) -> _Restoration:
 
     Args:
         choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster:
-            layers on processors with a matrix unit (Intel's AMX) and on AMD's, in bfloat16 without AVX-512, too;
-            convolutions with AVX-512 and on AMD's; attention everywhere.
+            layers on processors with a matrix unit (Intel's AMX), on AMD's, and, in bfloat16, on any of x86-64 without
+            AVX-512; convolutions with AVX-512 and on AMD's; attention everywhere.
 
     Returns:
         An object that restores the choice before when it is used as a context manager.
@@ -189,8 +189,8 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
 def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> Any:
     """The module with products of matrices, for x in products of `dtype` with such parameters; or None.
 
-    Where they are not known to be faster than PyTorch's they run if native kernels are asked for: on Intel's processors
-    without tiles in float32, for which PyTorch has Intel's library, and in bfloat16 with AVX-512 (docs/log.md).
+    Where they are not known to be faster than PyTorch's they run if native kernels are asked for: on others than AMD's
+    without tiles, in float32, for which PyTorch has Intel's library, and in bfloat16 with AVX-512 (docs/log.md).
     """
     if dtype != x.dtype or _native(1, x) is None:
         return None
@@ -228,9 +228,12 @@ def feed_forward_gradients_kernel(x: Tensor, *parameters: Tensor | None, hidden:
     """The module that has all gradients of a feed-forward in one call, for rows x of the type of the products; or None.
 
     Threads take 32 channels of the hidden layer at a time, and are to have more than one turn. With few rows what it
-    packs of the weights counts, and their gradients, which it goes through once for some hundred rows.
+    packs of the weights counts, and their gradients, which it goes through once for some hundred rows. On vectors it is
+    slower than PyTorch in bfloat16, and with short ones (docs/log.md).
     """
-    if not _has_tiles() or hidden < 64 * torch.get_num_threads():
+    if hidden < 64 * torch.get_num_threads():
+        return None
+    if not _has_tiles() and (x.dtype != torch.float32 or not _has_wide_vectors()):
         return None
     if _choices["native"] is not True and x.shape[0] < 2 * x.shape[1]:
         return None

@@ -126,8 +126,6 @@ def test_a_feed_forward(types, shape, residual, with_norm, often):
 @pytest.mark.parametrize("is_kept", [False, True])
 @pytest.mark.parametrize("shape", [(1, 5, 3), (33, 31, 70), (70, 64, 256), (300, 40, 160), (545, 260, 300)], ids=str)
 def test_the_gradients_of_a_feed_forward(library, types, shape, is_kept, probability):
-    if not library.has_tiles():
-        pytest.skip("on tiles alone")
     rows, width, hidden = shape
     if library.is_emulated and rows * width * hidden > 1e7 and (is_kept or probability == 0.0):
         pytest.skip("takes long in plain loops: once is enough")
@@ -161,9 +159,7 @@ def test_the_gradients_of_a_feed_forward(library, types, shape, is_kept, probabi
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_gradients_of_a_feed_forward_have_their_own_types_and_memory(library, default):
-    if not library.has_tiles():
-        pytest.skip("on tiles alone")
+def test_gradients_of_a_feed_forward_have_their_own_types_and_memory(default):
     grad, read = torch.randn(40, 32), torch.randn(40, 32)
     layers = torch.randn(64, 32), torch.randn(64), torch.randn(32, 64)
     expected = products.differentiate_feed_forward(grad, read, layers, kept=None, dropout=NO_DROPOUT)

@@ -200,20 +200,25 @@ def test_traced_modules_hold_none_of_it(calls):
     assert calls == []
 
 
-def test_gradients_of_feed_forwards_in_one_call_want_tiles_rows_and_work_for_all_threads(monkeypatch):
+def test_where_gradients_of_feed_forwards_come_in_one_call(monkeypatch):
     monkeypatch.setattr(selection, "_has_tiles", lambda: True)
     monkeypatch.setattr(selection, "products_kernel", lambda *_: "kernel")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
 
-    def kernel(rows, hidden):
-        return selection.feed_forward_gradients_kernel(torch.zeros(rows, 64), hidden=hidden)
+    def kernel(rows, hidden, dtype=torch.float32):
+        return selection.feed_forward_gradients_kernel(torch.zeros(rows, 64, dtype=dtype), hidden=hidden)
 
     assert kernel(128, 256) == "kernel"
+    assert kernel(128, 256, torch.bfloat16) == "kernel"
     assert kernel(127, 256) is None
     assert kernel(128, 255) is None
     with use_native(True):
         assert kernel(1, 256) == "kernel"
     monkeypatch.setattr(selection, "_has_tiles", lambda: False)
+    monkeypatch.setattr(selection, "_has_wide_vectors", lambda: True)
+    assert kernel(128, 256) == "kernel"
+    assert kernel(128, 256, torch.bfloat16) is None
+    monkeypatch.setattr(selection, "_has_wide_vectors", lambda: False)
     assert kernel(128, 256) is None
 
 

@@ -30,8 +30,9 @@ inline void copy(const T* from, float* to, int width, float factor = 1.0f) {
   for (int i = 0; i < width; i += kLanes) store(to + i, load_some(from + i, width - i) * factor);
 }
 
-// What one thread works with, in words of numbers: a head's keys (k, d) and values (k, e), and of a block of queries their
-// transposed rows (d, block), weights (k, block) and transposed results (e, block). Widths are rounded up to whole vectors.
+// What one thread works with: a head's keys (k, d) and values (k, e), and of a block of queries their transposed rows (d, block)
+// and weights (k, block), all in words, of which there are half as many where they are pairs: of channels d, and of keys k of
+// values and weights; and transposed results (e, block), which are floats. Widths are rounded up to whole vectors.
 template <typename Number>
 struct Workspace {
   static constexpr int kNumbers = kNumbersOfWord<Number>, kQueries = kBlock;
@@ -87,7 +88,7 @@ struct Workspace {
   }
 };
 
-// `count` rows, in words, as columns from `first` on, a multiple of kLanes, of `columns`, (width, block).
+// `count` rows as columns from `first` on, a multiple of kLanes, of `columns`, (words of the width, block).
 template <typename Number, typename T>
 inline void set_columns(std::vector<float>& columns, int first, const T* const* rows, int count, int width) {
   constexpr int kNumbers = kNumbersOfWord<Number>;
@@ -159,12 +160,16 @@ inline std::array<Vector, kWidth> weigh(Workspace<Number>& work, int first, int 
   multiply<kWidth, kRows, false, Number>({&work.key[(size_t)first * work.key_stride], work.key_stride},
                                          {work.query.data(), kBlock}, words_of<Number>(work.key_width), work.weights.data(),
                                          kBlock, count);
-  const auto score = [&](int k, int v) { return load(&work.weights[(size_t)k * kBlock + v * kLanes]) * work.scale; };
   Vector most[kWidth], total[kWidth];
   std::array<Vector, kWidth> factors;
-  for (int v = 0; v < kWidth; ++v) most[v] = score(0, v);
-  for (int k = 1; k < count; ++k)
-    for (int v = 0; v < kWidth; ++v) most[v] = larger(most[v], score(k, v));
+  const auto score = [&](int k, int v) { return &work.weights[(size_t)k * kBlock + v * kLanes]; };
+  for (int k = 0; k < count; ++k)
+    for (int v = 0; v < kWidth; ++v) {
+      // Rounded before they are compared, so that no difference from the largest is above zero.
+      const Vector found = load(score(k, v)) * work.scale;
+      store(score(k, v), found);
+      most[v] = k ? larger(most[v], found) : found;
+    }
   for (int v = 0; v < kWidth; ++v) {
     if (first) most[v] = larger(most[v], sums.most[v]);
     factors[v] = first ? power_of_two(sums.most[v] - most[v]) : Vector{};
@@ -174,7 +179,7 @@ inline std::array<Vector, kWidth> weigh(Workspace<Number>& work, int first, int 
     for (int v = 0; v < kWidth; ++v) {
       Vector found[kNumbers] = {};
       for (int i = 0; i < std::min(kNumbers, count - k); ++i) {
-        found[i] = power_of_two(score(k + i, v) - most[v]);
+        found[i] = power_of_two(load(score(k + i, v)) - most[v]);
         total[v] += found[i];
         if constexpr (kDrops) found[i] = work.leaves(v, first + k + i) ? found[i] : Vector{};
       }

@@ -23,10 +23,11 @@ struct FeedForwardGradients {
   int64_t rows, width, hidden, stride;        // `stride` is a multiple of kGroup
 };
 
-// Rows at once: with few channels, and with numbers that have fewer bits, more.
-template <typename T>
+// Rows at once: with few channels, and with numbers that take fewer bytes, more.
+template <typename Products>
 inline int64_t rows_at_once(int64_t rows, int64_t width) {
-  constexpr int64_t fewest = sizeof(T) == sizeof(float) ? 256 : 512;
+  constexpr int64_t step = kGroup * kStep / sizeof(typename Products::Number);  // that one byte for each number takes
+  const int64_t fewest = Products::right_size(kStep) > 4 * step ? 256 : 512;
   const int64_t most = std::min<int64_t>(1024, std::max<int64_t>(fewest, fewest * 256 / width));
   return groups_of(divided_up(rows, divided_up(rows, most))) * kGroup;
 }
@@ -75,7 +76,7 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
     for (int v = 0; v < kWide; ++v) packed[v] = changes[v];
     Products::set(to.changes, to.size, row, to.step, packed);
   };
-  Products::multiply_rows_beside(left, size, to.rows, right, to.columns, length, [=](int64_t row, const float* sums) {
+  multiply_many_rows<Products>(left, size, to.rows, right, to.columns, length, [=](int64_t row, const float* sums) {
     Vector changes[2][kWide] = {}, activated[2][kWide] = {};
     if (row % 2) {  // in pairs, as right sides are packed
       differentiate(row - 1, sums - kGroup, changes[0], activated[0]);
@@ -96,11 +97,22 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
   }
 }
 
+// Likewise: adds to rows `stride` apart, which are numbers side by side of the left side.
+template <typename Products, typename Number>
+__attribute__((noinline)) void add_turned_products(const Number* left, int64_t size, int64_t rows, const Number* right,
+                                                   int columns, int64_t length, float* out, int64_t stride) {
+  const auto add = [=](int64_t row, const float* sums) {
+    float* p = out + row * stride;
+    for (int j = 0; j < kGroup; j += kLanes) store(p + j, load(p + j) + load(sums + j));
+  };
+  multiply_many_rows<Products>(left, size, rows, right, columns, length, add, true);
+}
+
 template <typename Products, typename T, typename W>
 void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, int threads) {
   using Number = typename Products::Number;
   static thread_local Scratch shared;
-  const int64_t rows = a.rows, width = a.width, hidden = a.hidden, some = rows_at_once<T>(rows, width);
+  const int64_t rows = a.rows, width = a.width, hidden = a.hidden, some = rows_at_once<Products>(rows, width);
   const int64_t groups = groups_of(width), hidden_groups = groups_of(hidden), row_groups = some / kGroup;
   const int64_t size = Products::left_size(width), hidden_size = Products::left_size(hidden);
   const int64_t turned_size = Products::left_size(some), right_size = Products::right_size(width);
@@ -149,15 +161,16 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
       for (int64_t g = 0; g < groups; ++g) {
         const int lines = at_most(kGroup, width, g * kGroup);
         const Side<T> of_grads{grad + start * width, 1, width}, of_reads{read + start * width, 1, width};
-        Products::pack_left(of_grads, g * kGroup, lines, 0, count, turned_grads + g * count_size);
-        Products::pack_left(of_reads, g * kGroup, lines, 0, count, turned_reads + g * count_size);
+        constexpr int block = Products::kTurnedRows;
+        Products::pack_left(of_grads, g * kGroup, lines, 0, count, turned_grads + g * count_size, block);
+        Products::pack_left(of_reads, g * kGroup, lines, 0, count, turned_reads + g * count_size, block);
       }
 #pragma omp for schedule(static)
       for (int64_t g = 0; g < hidden_groups; ++g) {
         const int columns = at_most(kGroup, hidden, g * kGroup);
         if (!kept)
-          Products::multiply_rows(
-              reads, size, count, forward + g * right_size, columns, width,
+          multiply_many_rows<Products>(
+              (const Number*)reads, size, count, (const Number*)forward + g * right_size, columns, width,
               [=](int64_t row, const float* found) { std::memcpy(sums + row * kGroup, found, kGroup * sizeof(float)); });
         alignas(64) float of_bias[kGroup] = {};
         const HiddenGroup<T, Number> group{kept ? kept + start * hidden + g * kGroup : nullptr,
@@ -180,10 +193,10 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
         else
           differentiate_products<Products, false>((const Number*)grads, size, weights, width, group);
         for (int i = 0; i < columns; ++i) a.of_bias1[g * kGroup + i] += of_bias[i];
-        add_products<Products>((const Number*)turned_reads, count_size, width, (const Number*)right_changes, columns, count,
-                               a.of_weight1 + g * kGroup, a.stride);
-        add_products<Products>((const Number*)turned_grads, count_size, width, (const Number*)right_activated, columns, count,
-                               a.of_weight2 + g * kGroup, a.stride);
+        add_turned_products<Products>((const Number*)turned_reads, count_size, width, (const Number*)right_changes, columns,
+                                      count, a.of_weight1 + g * kGroup, a.stride);
+        add_turned_products<Products>((const Number*)turned_grads, count_size, width, (const Number*)right_activated, columns,
+                                      count, a.of_weight2 + g * kGroup, a.stride);
       }
       const int64_t most = groups_of(divided_up(count, threads)) * kGroup;
 #pragma omp for schedule(static)
@@ -195,8 +208,8 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
             for_each_column(
                 columns, [&](int j, int some) { store_some(target + i * width + j, load(found + j), some); });
           };
-          Products::multiply_rows(changes + row / kGroup * hidden_size, hidden_size, part,
-                                  first + g * Products::right_size(hidden), columns, hidden, write);
+          multiply_many_rows<Products>((const Number*)changes + row / kGroup * hidden_size, hidden_size, part,
+                                       (const Number*)first + g * Products::right_size(hidden), columns, hidden, write);
         }
     }
   }

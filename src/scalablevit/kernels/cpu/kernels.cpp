@@ -103,7 +103,7 @@ extern "C" int convolves_faster() { return scalablevit::convolves_faster(); }
   }                                                                                                                      \
   extern "C" void differentiate_feed_forward_##NAME(const FeedForwardGradients* tensors, uint64_t seed,                  \
                                                     double probability, int threads) {                                   \
-    with_tiles<T>([&](auto kind) {                                                                                       \
+    with_products<T>([&](auto kind) {                                                                                    \
       differentiate_feed_forward<typename decltype(kind)::Type, T, W>(*tensors, {seed, probability}, threads);           \
     });                                                                                                                  \
   }                                                                                                                      \

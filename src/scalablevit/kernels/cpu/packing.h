@@ -17,6 +17,8 @@
 //   multiply_rows                   multiplies packed rows with a packed group of columns; `turned` is 0, or, if rows of the
 //                                   left side did not have their numbers side by side, how many were packed as a block
 //   multiply_rows_beside            likewise, for where there is much to do with the sums
+//   kAnyRows                        whether that takes any number of rows
+//   kTurnedRows                     rows of a block, of a packed group whose numbers did not lie side by side
 
 #pragma once
 
@@ -103,6 +105,22 @@ inline Division divide(int64_t rows, int threads, int64_t most) {
   const int64_t share = divided_up(rows, threads), some = divided_up(share, std::max<int64_t>(1, divided_up(share, most)));
   const int64_t part = std::max(unit, divided_up(some, unit) * unit);
   return {part, unit > 1 ? (int)Products::kBlockRows : (int)divided_up(part, divided_up(part, Products::kBlockRows))};
+}
+
+// `multiply_rows_beside` for any number of packed rows; groups of `turned` ones were packed in blocks of kTurnedRows. The rows
+// that are finished one after the other begin with an even one.
+template <typename Products, typename Number, typename Finish>
+inline void multiply_many_rows(const Number* left, int64_t size, int64_t rows, const Number* right, int columns,
+                               int64_t length, Finish finish, bool turned = false) {
+  if constexpr (Products::kAnyRows) {
+    Products::multiply_rows_beside(left, size, (int)rows, right, columns, length, finish);
+  } else {
+    const int64_t block = turned ? Products::kTurnedRows : Products::kBlockRows / 2 * 2;
+    for (int64_t i = 0; i < rows; i += block)
+      Products::multiply_rows(
+          left + i * (size / kGroup), size, at_most(block, rows, i), right, columns, length,
+          [&](int64_t row, const float* sums) { finish(i + row, sums); }, turned ? (int)block : 0);
+  }
 }
 
 // Calls `body(row, rows, group)` for each block of rows and each packed group of the right side, as so many numbers as stay in

@@ -180,6 +180,8 @@ struct TileProducts {
   static constexpr int kParts = sizeof(T) == sizeof(float) ? 3 : 1;
   static constexpr int64_t kRows = kTile, kMostRows = 256, kBlockRows = kMostRows;
   static constexpr int64_t kLongest = 1024, kSpareRows = 0;
+  static constexpr bool kAnyRows = true;
+  static constexpr int kTurnedRows = kGroup;
   using Number = BFloat16;
   using Session = Tiles;
 

@@ -34,14 +34,6 @@ inline void with_products(Body body) {
   body(Kind<VectorProducts<std::conditional_t<SCALABLEVIT_PAIRS, T, float>>>());
 }
 
-// The same for what is only worth its while on tiles.
-template <typename T, typename Body>
-inline void with_tiles([[maybe_unused]] Body body) {
-#if SCALABLEVIT_TILES
-  if (has_tiles()) body(Kind<TileProducts<T>>());
-#endif
-}
-
 // Vectors of 16 numbers.
 inline bool has_wide_vectors() {
 #if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)
@@ -51,8 +43,8 @@ inline bool has_wide_vectors() {
 #endif
 }
 
-// Whether PyTorch's products in float32 leave much to be gained. It multiplies by Intel's MKL, which is at its best on
-// Intel's processors.
+// Whether PyTorch's products leave much to be gained. In float32 it multiplies by Intel's MKL, which is at its best on Intel's
+// processors; products in pairs of bfloat16 have been measured on AMD's (docs/log.md).
 inline bool is_foreign_to_mkl() {
 #if defined(__x86_64__) && defined(__AVX2__) && defined(__GNUC__) && !defined(SCALABLEVIT_FOUR_LANES)
   return __builtin_cpu_is("amd");

@@ -1,9 +1,9 @@
 // Products of matrices on vectors: a policy of `packing.h`, for processors without tiles.
 //
-// What is packed is words of 32 bits: a number of float32, or a pair of bfloat16 where the processor multiplies pairs (which
-// takes what is below 1e-38 for zero); elsewhere bfloat16 becomes float32. Of the left side each row has its words side by
-// side; rows are a little more apart, so that those at work do not share lines of the cache. Of the right side the 32 columns
-// of each word lie side by side. So a word of a row is broadcast, and multiplied with those of the columns.
+// What is packed is words (`words.h`); where the processor does not multiply pairs of bfloat16 they become float32. Of the left
+// side each row has its words side by side; rows are a little more apart, so that those at work do not share lines of the cache.
+// Of the right side the 32 columns of each word lie side by side. So a word of a row is broadcast, and multiplied with those of
+// the columns.
 
 #pragma once
 
@@ -27,12 +27,14 @@ struct VectorProducts {
   static constexpr int64_t kRows = kTimes > 1 ? kVectorRows : 1, kMostRows = 252;
   static constexpr int64_t kBlockRows = kTimes * kVectorRows;
   static constexpr int64_t kLongest = 512, kSpareRows = kBlockRows;
+  static constexpr bool kAnyRows = false;
+  static constexpr int kTurnedRows = 8;  // of which a group holds a whole number
   using Number = float;
   struct Session {};
 
-  static int64_t words_of(int64_t length) { return steps_of(length) * kStep / kNumbers; }
-  static int64_t left_size(int64_t length) { return kGroup * (words_of(length) + kBetweenRows); }
-  static int64_t right_size(int64_t length) { return kGroup * words_of(length); }
+  static int64_t padded_words_of(int64_t length) { return steps_of(length) * kStep / kNumbers; }
+  static int64_t left_size(int64_t length) { return kGroup * (padded_words_of(length) + kBetweenRows); }
+  static int64_t right_size(int64_t length) { return kGroup * padded_words_of(length); }
 
   // Where lines lie side by side they stay so, in blocks of so many: all lines are read number by number, as they lie in
   // memory, and nothing is transposed.
@@ -41,16 +43,16 @@ struct VectorProducts {
                         int block = kBlockRows) {
     const int64_t stride = left_size(length) / kGroup;
     if (is_turned(side)) {
-      for (int64_t word = 0; word < words_of(length); ++word)
+      for (int64_t word = 0; word < padded_words_of(length); ++word)
         for (int i = 0; i < lines; i += block)
           for (int j = 0; j < block; j += kLanes) {  // what is written beyond a block is written over, or to spare rows
-            fetch(side.at(line + i + j, number + (word + kAhead) * kNumbers), kLanes * sizeof(From));
+            fetch_word(side, line + i + j, number, word + kAhead);
             store(target + i * stride + word * block + j,
                   word_of_lines(side, line + i + j, lines - i - j, number, length, word));
           }
     } else {
       for (int i = 0; i < lines; ++i)
-        for (int64_t word = 0; word < words_of(length); word += kLanes)
+        for (int64_t word = 0; word < padded_words_of(length); word += kLanes)
           store(target + i * stride + word,
                 load_words(side.at(line + i, number + word * kNumbers), length - word * kNumbers, T()));
     }
@@ -59,12 +61,12 @@ struct VectorProducts {
   // Squares of kLanes lines by kLanes words.
   template <typename From>
   static void pack_right(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, float* target) {
-    for (int64_t word = 0; word < words_of(length); word += kLanes)
+    for (int64_t word = 0; word < padded_words_of(length); word += kLanes)
       for (int i = 0; i < kGroup; i += kLanes) {
         Vector square[kLanes] = {};
         if (is_turned(side)) {
           for (int j = 0; j < kLanes; ++j) {
-            fetch(side.at(line + i + kGroup, number + (word + j) * kNumbers), kLanes * sizeof(From));  // of the next group
+            fetch_word(side, line + i + kGroup, number, word + j);  // of the next group
             square[j] = word_of_lines(side, line + i, lines - i, number, length, word + j);
           }
         } else {
@@ -105,7 +107,7 @@ struct VectorProducts {
   static void multiply_rows(const float* left, int64_t size, int rows, const float* right, int columns, int64_t length,
                             Finish finish, int turned = 0) {
     constexpr int kWide = kVectorsBeside * kLanes, kHalf = kVectorsBeside / 2;
-    const int64_t words = (length + kNumbers - 1) / kNumbers, row = turned ? 1 : size / kGroup, word = turned ? turned : 1;
+    const int64_t words = words_of<T>(length), row = turned ? 1 : size / kGroup, word = turned ? turned : 1;
     alignas(64) float sums[kBlockRows * kGroup];
     if (columns <= kGroup - kHalf * kLanes || words == 0) std::memset(sums, 0, sizeof sums);
     // What all rows meet of the right side stays in the first cache.
@@ -134,6 +136,13 @@ struct VectorProducts {
   template <typename From>
   static bool is_turned(Side<From> side) {
     return side.number_stride != 1;
+  }
+
+  // Asks for a word of each of kLanes lines, which lie side by side.
+  template <typename From>
+  static void fetch_word(Side<From> side, int64_t line, int64_t number, int64_t word) {
+    for (int part = 0; part < kNumbers; ++part)
+      fetch(side.at(line, number + word * kNumbers + part), kLanes * sizeof(From));
   }
 
   // A word of each of kLanes lines, which lie side by side.

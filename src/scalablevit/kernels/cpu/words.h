@@ -1,5 +1,5 @@
-// Words of 32 bits, which vectors multiply: a float, or a pair of bfloat16 where the processor multiplies pairs and adds them up
-// in float32. It takes what is below 1e-38 for zero. A kind of number, float or BFloat16, says which.
+// Words of 32 bits, which vectors multiply: a float, or a pair of bfloat16 where the processor multiplies pairs and adds them
+// up in float32, for which what is below 1e-38 is zero. A kind of number, float or BFloat16, says which.
 
 #pragma once
 
@@ -20,9 +20,9 @@ constexpr int kStep = 32;  // numbers that come at once
 template <typename Number>
 constexpr int kNumbersOfWord = sizeof(float) / sizeof(Number);
 
-template <typename Number>
-inline int words_of(int numbers) {
-  return round_up(numbers, kNumbersOfWord<Number>) / kNumbersOfWord<Number>;
+template <typename Number, typename Count>
+inline Count words_of(Count numbers) {
+  return (numbers + kNumbersOfWord<Number> - 1) / kNumbersOfWord<Number>;
 }
 
 // `count` of up to kStep numbers, and zeros after them.
