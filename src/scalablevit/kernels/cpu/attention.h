@@ -30,9 +30,9 @@ inline void copy(const T* from, float* to, int width, float factor = 1.0f) {
   for (int i = 0; i < width; i += kLanes) store(to + i, load_some(from + i, width - i) * factor);
 }
 
-// What one thread works with: a head's keys (k, d) and values (k, e), and of a block of queries their transposed rows (d, block)
-// and weights (k, block), all in words, of which there are half as many where they are pairs: of channels d, and of keys k of
-// values and weights; and transposed results (e, block), which are floats. Widths are rounded up to whole vectors.
+// What one thread works with: a head's keys (k, d) and values (k, e), and of a block of queries their transposed rows
+// (d, block) and weights (k, block), all in words, of which there are half as many where they are pairs: of channels d, and of
+// keys k of values and weights; and transposed results (e, block), which are floats. Widths are rounded up to whole vectors.
 template <typename Number>
 struct Workspace {
   static constexpr int kNumbers = kNumbersOfWord<Number>, kQueries = kBlock;

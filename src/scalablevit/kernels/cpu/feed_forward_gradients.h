@@ -76,7 +76,7 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
     for (int v = 0; v < kWide; ++v) packed[v] = changes[v];
     Products::set(to.changes, to.size, row, to.step, packed);
   };
-  multiply_many_rows<Products>(left, size, to.rows, right, to.columns, length, [=](int64_t row, const float* sums) {
+  multiply_many_rows<Products, true>(left, size, to.rows, right, to.columns, length, [=](int64_t row, const float* sums) {
     Vector changes[2][kWide] = {}, activated[2][kWide] = {};
     if (row % 2) {  // in pairs, as right sides are packed
       differentiate(row - 1, sums - kGroup, changes[0], activated[0]);
@@ -105,7 +105,7 @@ __attribute__((noinline)) void add_turned_products(const Number* left, int64_t s
     float* p = out + row * stride;
     for (int j = 0; j < kGroup; j += kLanes) store(p + j, load(p + j) + load(sums + j));
   };
-  multiply_many_rows<Products>(left, size, rows, right, columns, length, add, true);
+  multiply_many_rows<Products, true>(left, size, rows, right, columns, length, add, true);
 }
 
 template <typename Products, typename T, typename W>
@@ -169,7 +169,7 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
       for (int64_t g = 0; g < hidden_groups; ++g) {
         const int columns = at_most(kGroup, hidden, g * kGroup);
         if (!kept)
-          multiply_many_rows<Products>(
+          multiply_many_rows<Products, false>(
               (const Number*)reads, size, count, (const Number*)forward + g * right_size, columns, width,
               [=](int64_t row, const float* found) { std::memcpy(sums + row * kGroup, found, kGroup * sizeof(float)); });
         alignas(64) float of_bias[kGroup] = {};
@@ -208,8 +208,8 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
             for_each_column(
                 columns, [&](int j, int some) { store_some(target + i * width + j, load(found + j), some); });
           };
-          multiply_many_rows<Products>((const Number*)changes + row / kGroup * hidden_size, hidden_size, part,
-                                       (const Number*)first + g * Products::right_size(hidden), columns, hidden, write);
+          multiply_many_rows<Products, false>((const Number*)changes + row / kGroup * hidden_size, hidden_size, part,
+                                              (const Number*)first + g * Products::right_size(hidden), columns, hidden, write);
         }
     }
   }

@@ -17,7 +17,7 @@
 //   multiply_rows                   multiplies packed rows with a packed group of columns; `turned` is 0, or, if rows of the
 //                                   left side did not have their numbers side by side, how many were packed as a block
 //   multiply_rows_beside            likewise, for where there is much to do with the sums
-//   kAnyRows                        whether that takes any number of rows
+//   kAnyRows                        whether these take any number of rows
 //   kTurnedRows                     rows of a block, of a packed group whose numbers did not lie side by side
 
 #pragma once
@@ -107,13 +107,15 @@ inline Division divide(int64_t rows, int threads, int64_t most) {
   return {part, unit > 1 ? (int)Products::kBlockRows : (int)divided_up(part, divided_up(part, Products::kBlockRows))};
 }
 
-// `multiply_rows_beside` for any number of packed rows; groups of `turned` ones were packed in blocks of kTurnedRows. The rows
-// that are finished one after the other begin with an even one.
-template <typename Products, typename Number, typename Finish>
+// `multiply_rows` for any number of packed rows, or `multiply_rows_beside`; groups of `turned` ones were packed in blocks of
+// kTurnedRows. Rows that are finished one after the other begin with an even one.
+template <typename Products, bool kBeside, typename Number, typename Finish>
 inline void multiply_many_rows(const Number* left, int64_t size, int64_t rows, const Number* right, int columns,
                                int64_t length, Finish finish, bool turned = false) {
-  if constexpr (Products::kAnyRows) {
+  if constexpr (Products::kAnyRows && kBeside) {
     Products::multiply_rows_beside(left, size, (int)rows, right, columns, length, finish);
+  } else if constexpr (Products::kAnyRows) {
+    Products::multiply_rows(left, size, (int)rows, right, columns, length, finish);
   } else {
     const int64_t block = turned ? Products::kTurnedRows : Products::kBlockRows / 2 * 2;
     for (int64_t i = 0; i < rows; i += block)

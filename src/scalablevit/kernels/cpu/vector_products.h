@@ -1,9 +1,9 @@
 // Products of matrices on vectors: a policy of `packing.h`, for processors without tiles.
 //
 // What is packed is words (`words.h`); where the processor does not multiply pairs of bfloat16 they become float32. Of the left
-// side each row has its words side by side; rows are a little more apart, so that those at work do not share lines of the cache.
-// Of the right side the 32 columns of each word lie side by side. So a word of a row is broadcast, and multiplied with those of
-// the columns.
+// side each row has its words side by side; rows are a little more apart, so that those at work do not share lines of the
+// cache. Of the right side the 32 columns of each word lie side by side. So a word of a row is broadcast, and multiplied with
+// those of the columns.
 
 #pragma once
 
