@@ -33,14 +33,22 @@ __attribute__((noinline)) void activate_products(const Number* left, int64_t siz
   });
 }
 
-// Likewise: adds to rows `stride` apart.
-template <typename Products, typename Number>
-__attribute__((noinline)) void add_products(const Number* left, int64_t size, int rows, const Number* right, int columns,
-                                            int64_t length, float* out, int64_t stride) {
-  Products::multiply_rows_beside(left, size, rows, right, columns, length, [=](int64_t row, const float* sums) {
+// Adds the sums of a row to that of rows `stride` apart.
+struct AddToRows {
+  float* out;
+  int64_t stride;
+
+  void operator()(int64_t row, const float* sums) const {
     float* p = out + row * stride;
     for (int j = 0; j < kGroup; j += kLanes) store(p + j, load(p + j) + load(sums + j));
-  });
+  }
+};
+
+// Likewise: a function of its own.
+template <typename Products, typename Number>
+__attribute__((noinline)) void add_products(const Number* left, int64_t size, int rows, const Number* right, int columns,
+                                            int64_t length, AddToRows add) {
+  Products::multiply_rows_beside(left, size, rows, right, columns, length, add);
 }
 
 // out = of_result(of_hidden(gelu(norm(x) @ weight1^T + bias1)) @ weight2^T + bias2), plus x if `residual`. One drops from the
@@ -128,7 +136,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
             const int columns = at_most(kGroup, width, g * kGroup);
             float* target = result + block * stride + g * kGroup;
             const Number* weights = second + g * hidden_size + Products::right_size(h * kGroup);
-            add_products<Products>((const Number*)chunk, chunk_size, some_rows, weights, columns, length, target, stride);
+            add_products<Products>((const Number*)chunk, chunk_size, some_rows, weights, columns, length, {target, stride});
           }
         }
       }

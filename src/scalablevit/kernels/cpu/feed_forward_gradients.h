@@ -97,14 +97,10 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
   }
 }
 
-// Likewise: adds to rows `stride` apart, which are numbers side by side of the left side.
+// Likewise, where the numbers of rows of the left side did not lie side by side.
 template <typename Products, typename Number>
 __attribute__((noinline)) void add_turned_products(const Number* left, int64_t size, int64_t rows, const Number* right,
-                                                   int columns, int64_t length, float* out, int64_t stride) {
-  const auto add = [=](int64_t row, const float* sums) {
-    float* p = out + row * stride;
-    for (int j = 0; j < kGroup; j += kLanes) store(p + j, load(p + j) + load(sums + j));
-  };
+                                                   int columns, int64_t length, AddToRows add) {
   multiply_many_rows<Products, true>(left, size, rows, right, columns, length, add, true);
 }
 
@@ -194,9 +190,9 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
           differentiate_products<Products, false>((const Number*)grads, size, weights, width, group);
         for (int i = 0; i < columns; ++i) a.of_bias1[g * kGroup + i] += of_bias[i];
         add_turned_products<Products>((const Number*)turned_reads, count_size, width, (const Number*)right_changes, columns,
-                                      count, a.of_weight1 + g * kGroup, a.stride);
+                                      count, {a.of_weight1 + g * kGroup, a.stride});
         add_turned_products<Products>((const Number*)turned_grads, count_size, width, (const Number*)right_activated, columns,
-                                      count, a.of_weight2 + g * kGroup, a.stride);
+                                      count, {a.of_weight2 + g * kGroup, a.stride});
       }
       const int64_t most = groups_of(divided_up(count, threads)) * kGroup;
 #pragma omp for schedule(static)
