@@ -90,3 +90,20 @@ def test_where_the_processor_has_instructions_pytorch_is_left_alone(monkeypatch)
     layer, types = LAYERS["patches"]().bfloat16(), record_types(monkeypatch)
     layer(torch.randn(2, 9, 6, 8).bfloat16())
     assert types == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("by_operator", [False, True])
+def test_gradients_of_weights_on_a_map_of_one_position(by_operator):
+    """Where PyTorch leaves the taps that lie outside unwritten, with what was in memory before; not every time."""
+    layer = randomise(MapConv2d(64, 128, 3, 2, 1)).bfloat16()
+    for _ in range(16):
+        before = [torch.full((layer.weight.numel() * times,), 7e20, dtype=torch.bfloat16) for times in (1, 2, 1, 2)]
+        del before
+        x = torch.randn(2, 1, 1, 64).bfloat16()
+        settings = [2, 2], [1, 1], 1
+        operator = torch.ops.scalablevit.map_convolution
+        out = operator(x, layer.weight, layer.bias, *settings) if by_operator else layer(x)
+        (found,) = torch.autograd.grad(out, layer.weight, torch.ones_like(out))
+        expected = torch.zeros(128, 64, 3, 3)
+        expected[:, :, 1, 1] = x.float().sum(0).flatten()
+        torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)

@@ -92,10 +92,10 @@ class MapConv2d(nn.Conv2d):
         )
 
     def _convolve_in_float32(self, x: Tensor) -> Tensor | None:
-        """In float32 for a result in half precision, where PyTorch has plain loops for that; None elsewhere."""
+        """In float32 for a result in half precision, where that is better; None elsewhere."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         parameters = (self.weight,) if self.bias is None else (self.weight, self.bias)
-        if not is_by_plain_loops(x, dtype) or any(one.dtype not in (dtype, torch.float32) for one in (x, *parameters)):
+        if not goes_by_float32(x, dtype) or any(one.dtype not in (dtype, torch.float32) for one in (x, *parameters)):
             return None
         if not torch.is_autocast_enabled("cpu") and any(one.dtype != x.dtype for one in parameters):
             return None  # PyTorch says what is wrong
@@ -145,17 +145,24 @@ def _has_half(dtype: torch.dtype) -> bool:
     return bool(mkldnn._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported())
 
 
-def is_by_plain_loops(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether PyTorch would convolve x in `dtype` by plain loops, which take ten times as long as float32 and more."""
-    return x.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not _has_half(dtype)
+def goes_by_float32(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the map x had better be convolved in float32 for a result in `dtype`.
+
+    That is in half precision on a CPU where PyTorch has plain loops, which take ten times as long and more; and where x
+    is of one position: in what PyTorch then gives as the gradient of a weight nobody wrote the taps that lie outside
+    (2.14.1, docs/log.md).
+    """
+    if x.device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return not _has_half(dtype) or tuple(x.shape[1:3]) == (1, 1)
 
 
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
 ) -> Tensor:
-    """`torch.nn.functional.conv2d` on a map (b, h, w, c), in float32 where it would be by plain loops."""
+    """`torch.nn.functional.conv2d` on a map (b, h, w, c), in float32 where that is better."""
     dtype, settings = x.dtype, (tuple(stride), tuple(padding), 1, groups)
-    if is_by_plain_loops(x, dtype) and weight.dtype == dtype:
+    if goes_by_float32(x, dtype) and weight.dtype == dtype:
         x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
     with without_autocast(x):
         return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, *settings).permute(0, 2, 3, 1).to(dtype)
@@ -203,7 +210,7 @@ def _map_convolution_backward(
         grad_x, grad_weight, grad_bias = (none.clone() if one is None else one.contiguous() for one in found)
         return grad_x, grad_weight, grad_bias
     dtype = x.dtype
-    if is_by_plain_loops(x, dtype):
+    if goes_by_float32(x, dtype):
         grad, x, weight = grad.float(), x.float(), weight.float()
     found = torch.ops.aten.convolution_backward(
         grad.permute(0, 3, 1, 2),
@@ -304,7 +311,7 @@ class _CellConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs = (*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2])
-        found = cell_convolution_gradients if is_by_plain_loops(x, x.dtype) else _cell_gradients
+        found = cell_convolution_gradients if goes_by_float32(x, x.dtype) else _cell_gradients
         return *found(grad, x, weight, ctx.cell, needs), None
 
 
@@ -313,7 +320,7 @@ def cell_convolution_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those of a `CellConv2d` for its input, (b, h, w, c), weight and bias."""
     dtype = x.dtype
-    if is_by_plain_loops(x, dtype):
+    if goes_by_float32(x, dtype):
         grad, x, weight = grad.float(), x.float(), weight.float()
     elif _is_half_on_cpu(x):
         return _cell_gradients(grad, x, weight, cell, needs)
