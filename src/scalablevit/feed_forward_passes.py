@@ -16,7 +16,7 @@ from torch import Tensor
 from scalablevit.kernels.cpu import rows as native_rows
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 from scalablevit.kernels.selection import feed_forward_gradients_kernel, products_kernel, rows_kernel
-from scalablevit.products import product
+from scalablevit.products import product, sum_of_rows
 from scalablevit.recomputation import Total, norm_gradients, normalise
 
 _SLICE_BYTES = 4 * 2**20  # of the hidden layer; measured against 1, 2 and 8 MiB, see docs/log.md
@@ -160,14 +160,11 @@ def gradients(
         if not any(needs[:3]):
             continue
         grad_read = product(grad_hidden, weight1)
-        of_norm = norm_gradients(grad_read, rows[part], mean, rstd, norm_weight, norm_bias, needs[:3])
+        stream = grad_rows[part] if settings.residual else None
+        norm, moments, to = (norm_weight, norm_bias), (mean, rstd), None if grad_x is None else grad_x[part]
+        of_norm = norm_gradients([grad_read], rows[part], *moments, *norm, needs[:3], residual=stream, out=to)
         norm_weight_total.add(of_norm[1])
         norm_bias_total.add(of_norm[2])
-        if grad_x is not None and of_norm[0] is not None:
-            if settings.residual:
-                torch.add(of_norm[0], grad_rows[part], out=grad_x[part])
-            else:
-                grad_x[part] = of_norm[0]
     return None if grad_x is None else grad_x.view(x.shape), *(total.result() for total in totals)
 
 
@@ -195,11 +192,10 @@ def _gradients_at_once(
     normed, mean, rstd = normalise(rows, norm_weight, norm_bias, settings.eps)
     read, layers = normed.to(settings.dtype).resolve_neg().contiguous(), (weight1, bias1, weight2)
     grad_read, *found = kernel.differentiate_feed_forward(grad_out, read, layers, kept=kept, dropout=settings.dropout)
-    found.append(grad_out.sum(0, dtype=torch.promote_types(grad_out.dtype, torch.float32)))
-    of_norm = norm_gradients(grad_read, rows, mean, rstd, norm_weight, norm_bias, needs[:3])
-    grad_x = of_norm[0]
-    if grad_x is not None:
-        grad_x = (grad_x + grad_rows if settings.residual else grad_x).to(x.dtype).view(x.shape)
+    found.append(sum_of_rows(grad_out))
+    stream = grad_rows if settings.residual else None
+    of_norm = norm_gradients([grad_read], rows, mean, rstd, norm_weight, norm_bias, needs[:3], residual=stream)
+    grad_x = None if of_norm[0] is None else of_norm[0].to(x.dtype).view(x.shape)
     of_parameters = (
         one.to(parameter.dtype) if needed else None
         for one, parameter, needed in zip(found, parameters, needs[3:], strict=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.kernels.recording import is_batched
-from scalablevit.kernels.selection import matrices_kernel, products_kernel
+from scalablevit.kernels.selection import matrices_kernel, products_kernel, rows_kernel
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -29,6 +29,16 @@ def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += left @ right
+
+
+def sum_of_rows(rows: Tensor) -> Tensor:
+    """The sum of (rows, c) over the first axis, (c), in float32 or a wider type."""
+    kernel = None
+    if not is_batched(rows) and not (torch.is_grad_enabled() and rows.requires_grad):
+        kernel = rows_kernel(rows, rows.dtype)
+    if kernel is None:
+        return rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return cast(Tensor, kernel.sum_rows(rows))
 
 
 def _kernel_for(left: Tensor, right: Tensor, *, in_float32: bool = False) -> Any:
@@ -90,4 +100,4 @@ class _Linear(torch.autograd.Function):
                 )
                 grad_weight = grad_weight.to(weight_dtype)
         grad_rows = product(grad, weight.to(grad.dtype)) if needs_rows else None
-        return None, grad_rows, grad_weight, grad.sum(-2).to(bias_dtype) if needs_bias else None
+        return None, grad_rows, grad_weight, sum_of_rows(grad).to(bias_dtype) if needs_bias else None

@@ -18,9 +18,8 @@ from torch import Tensor
 from scalablevit.convolutions import cell_convolution_gradients, convolve
 from scalablevit.kernels.parts import Norm
 from scalablevit.layers import linear
-from scalablevit.products import product
+from scalablevit.products import product, sum_of_rows
 from scalablevit.recomputation import (
-    Total,
     is_recorded,
     may_recompute,
     norm_gradients,
@@ -124,7 +123,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     normed, mean, rstd = normalise(x, norm_weight, norm_bias, eps)
     read = normed.to(dtype)
-    grad_read = Total(read, wanted=any(needs[:3]))
+    of_read: list[Tensor] = []
     of_parameters: list[Tensor | None] = []
     for i, (weight, _, cell) in enumerate(_by_layer(parameters, cells)):
         wanted = any(needs[:3]), *needs[3 + 2 * i : 5 + 2 * i]
@@ -132,12 +131,9 @@ def _gradients(
             found = cell_convolution_gradients(grads[i], read, weight.to(dtype), cell, wanted)
         else:
             found = _linear_gradients(grads[i], read, weight.to(dtype), cell, wanted)
-        grad_read.add(found[0])
+        of_read += [] if found[0] is None else [found[0]]
         of_parameters += [None if one is None else one.to(weight.dtype) for one in found[1:]]
-    total = grad_read.result()
-    if total is None:
-        return None, None, None, *of_parameters
-    return *norm_gradients(total, x, mean, rstd, norm_weight, norm_bias, needs[:3]), *of_parameters
+    return *norm_gradients(of_read, x, mean, rstd, norm_weight, norm_bias, needs[:3]), *of_parameters
 
 
 def _linear_gradients(
@@ -149,7 +145,7 @@ def _linear_gradients(
     if needs[0]:
         grad_read = product(grad_rows, weight)
         grad_read = grad_read.view(read.shape) if cell == 1 else _map_of_cells(grad_read, read.shape, cell)
-    return grad_read, product(grad_rows.t(), rows) if needs[1] else None, grad_rows.sum(0) if needs[2] else None
+    return grad_read, product(grad_rows.t(), rows) if needs[1] else None, sum_of_rows(grad_rows) if needs[2] else None
 
 
 def _cells(x: Tensor, cell: int) -> Tensor:

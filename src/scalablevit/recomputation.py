@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from scalablevit.dot_product import is_eager
 from scalablevit.kernels.parts import Norm
-from scalablevit.products import add_product_
+from scalablevit.kernels.recording import is_batched
+from scalablevit.kernels.selection import norm_kernel
+from scalablevit.products import add_product_, sum_of_rows
 
 
 def norm_of(module: nn.LayerNorm) -> Norm | None:
@@ -30,29 +32,104 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     Without a weight it is `x` as it is. Under autocast it is what `torch.nn.functional.layer_norm` gives: of the type
     of `x` on a CPU, float32 elsewhere.
     """
-    if weight is None:
+    if weight is None or bias is None:
         return x, x, x
-    normed, mean, rstd = torch.native_layer_norm(_norm_input(x, weight), x.shape[-1:], weight, bias, eps)
-    return normed, mean, rstd
+    kernel = None if is_recorded(x, weight, bias) or is_batched(x) else norm_kernel(x, weight, bias)
+    if kernel is None:
+        normed, mean, rstd = torch.native_layer_norm(_norm_input(x, weight), x.shape[-1:], weight, bias, eps)
+        return normed, mean, rstd
+    mean, rstd = (torch.empty([*x.shape[:-1], 1], dtype=torch.float32, device=x.device) for _ in range(2))
+    return kernel.normalise(_rows(x), weight, bias, eps, moments=(mean, rstd)).view(x.shape), mean, rstd
 
 
 def norm_gradients(
-    grad: Tensor,
+    grads: Sequence[Tensor],
     x: Tensor,
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     needs: Sequence[bool],
+    *,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for `x`, weight and bias, from that for what `normalise` gave."""
-    if weight is None:
-        return grad, None, None
-    x = _norm_input(x, weight)
-    out: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.native_layer_norm_backward(
-        grad.to(x.dtype), x, x.shape[-1:], mean, rstd, weight, bias, list(needs)
+    """Gradients for `x`, weight and bias, from those for what `normalise` gave.
+
+    Args:
+        grads: One or more, which are added up.
+        x: What was normalised.
+        mean: Of `normalise`.
+        rstd: Likewise.
+        weight: Of the norm.
+        bias: Likewise.
+        needs: Which gradients are wanted: for x, weight, bias.
+        residual: What the gradient for x has added to it: that of a sum with x.
+        out: Where the gradient for x goes, contiguous; None for a new tensor.
+    """
+    if not any(needs):
+        return None, None, None
+    if weight is not None and bias is not None:
+        found = _norm_gradients_natively(grads, x, (mean, rstd), weight, bias, residual, out)
+        if found is not None:
+            of_x, of_weight, of_bias = (one if needed else None for one, needed in zip(found, needs, strict=True))
+            return of_x, of_weight, of_bias
+    grad, grad_weight, grad_bias = _total(grads), None, None
+    if weight is not None:
+        x = _norm_input(x, weight)
+        if x.device.type == "cpu":  # PyTorch's own would be of this type
+            mean, rstd = (one.to(torch.promote_types(x.dtype, weight.dtype)) for one in (mean, rstd))
+        grad, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+            grad.to(x.dtype), x, x.shape[-1:], mean, rstd, weight, bias, list(needs)
+        )
+    if not needs[0]:
+        return None, grad_weight, grad_bias
+    if residual is not None:
+        grad = torch.add(grad, residual, out=out)
+    elif out is not None:
+        grad = out.copy_(grad)
+    return grad, grad_weight, grad_bias
+
+
+def _norm_gradients_natively(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    moments: tuple[Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """By one kernel; None where none takes these tensors, or autograd or a transform has to see it."""
+    read = *grads, x, *(() if residual is None else (residual,))
+    if len(grads) > 2 or is_recorded(*read, weight) or any(is_batched(one) for one in read):
+        return None
+    if any(one.dtype != x.dtype or one.shape != x.shape or one.is_neg() for one in read):
+        return None
+    kernel = norm_kernel(x, weight, bias)
+    if kernel is None or any(type(one) is not Tensor or one.device != x.device for one in grads):
+        return None  # a residual is a gradient of the same sort
+    moments = moments[0].float(), moments[1].float()
+    grad, *second = (_rows(one.contiguous()) for one in grads)
+    to = torch.empty_like(x) if out is None else out
+    stream = None if residual is None else _rows(residual.contiguous())
+    of_parameters = kernel.differentiate_norm(
+        grad, second[0] if second else None, _rows(x), moments, weight, residual=stream, out=_rows(to)
     )
-    return out
+    of_weight, of_bias = (one.to(like.dtype) for one, like in zip(of_parameters, (weight, bias), strict=True))
+    return to, of_weight, of_bias
+
+
+def _total(grads: Sequence[Tensor]) -> Tensor:
+    """Their sum, made in float32 where they are in half precision, in the type of the first."""
+    if len(grads) == 1:
+        return grads[0]
+    dtype = torch.promote_types(grads[0].dtype, torch.float32)
+    return sum((one.to(dtype) for one in grads[1:]), grads[0].to(dtype)).to(grads[0].dtype)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.view(-1, x.shape[-1])
 
 
 def _norm_input(x: Tensor, weight: Tensor) -> Tensor:
@@ -120,7 +197,7 @@ class Total:
     def add_rows(self, rows: Tensor) -> None:
         """The sum of all rows."""
         if self._dtype is not None:
-            self.add(rows.sum(0))
+            self.add(sum_of_rows(rows))
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
         """left^T @ right, for two tensors of as many rows."""

@@ -186,6 +186,16 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
     return _module("scalablevit.kernels.cpu.rows")
 
 
+def norm_kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
+    """The module with a norm over the channels of x, (..., c), by such parameters, and with its gradients; or None."""
+    for parameter in (weight, bias):
+        if parameter.shape != x.shape[-1:] or parameter.dtype not in (x.dtype, torch.float32):
+            return None
+        if type(parameter) not in (Tensor, torch.nn.Parameter) or parameter.device != x.device or parameter.is_neg():
+            return None
+    return rows_kernel(x, x.dtype)
+
+
 def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> Any:
     """The module with products of matrices, for x in products of `dtype` with such parameters; or None.
 

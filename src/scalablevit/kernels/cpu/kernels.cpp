@@ -50,9 +50,19 @@ using namespace scalablevit;
   }
 
 #define ROWS(NAME, T)                                                                                                    \
-  extern "C" void normalise_##NAME(const void* x, const float* weight, const float* bias, void* out, int64_t rows,       \
-                                   int width, float eps, int threads) {                                                  \
-    normalise<T>((const T*)x, weight, bias, (T*)out, rows, width, eps, threads);                                         \
+  extern "C" void normalise_##NAME(const void* x, const float* weight, const float* bias, void* out, float* means,       \
+                                   float* factors, int64_t rows, int width, float eps, int threads) {                    \
+    normalise<T>((const T*)x, weight, bias, (T*)out, means, factors, rows, width, eps, threads);                         \
+  }                                                                                                                      \
+  extern "C" void differentiate_norm_##NAME(const void* grad, const void* second, const void* x, const float* means,     \
+                                            const float* factors, const float* weight, const void* residual, void* out,  \
+                                            float* grad_weight, float* grad_bias, int64_t rows, int width,               \
+                                            int threads) {                                                               \
+    differentiate_norm<T>((const T*)grad, (const T*)second, (const T*)x, means, factors, weight, (const T*)residual,     \
+                          (T*)out, grad_weight, grad_bias, rows, width, threads);                                        \
+  }                                                                                                                      \
+  extern "C" void sum_rows_##NAME(const void* x, float* out, int64_t rows, int width, int threads) {                     \
+    sum_rows<T>((const T*)x, out, rows, width, threads);                                                                 \
   }                                                                                                                      \
   extern "C" void add_bias_gelu_##NAME(void* x, const float* bias, void* out, int64_t rows, int width, uint64_t seed,    \
                                        double probability, int64_t first_row, int threads) {                             \

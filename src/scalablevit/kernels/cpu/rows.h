@@ -1,4 +1,4 @@
-// What happens to each position of a map alone: norm, bias, GELU, the sum with the residual stream. Rows are (rows, c).
+// What happens to each position of a map alone, but for norms: bias, GELU, the sum with the residual stream. Rows are (rows, c).
 
 #pragma once
 
@@ -6,11 +6,9 @@
 #include <cmath>
 
 #include "dropout.h"
+#include "norms.h"
 
 namespace scalablevit {
-
-// Fewer elements than this are not worth a second thread.
-constexpr int64_t kAlone = 1 << 14;
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(SCALABLEVIT_FOUR_LANES)
 #define SCALABLEVIT_TABLES 1
@@ -246,40 +244,6 @@ struct GeluAndSlope<BFloat16> {
 };
 
 #endif
-
-struct Moments {
-  float mean, factor;  // factor is 1 / sqrt(variance + eps)
-};
-
-template <typename T>
-inline Moments moments(const T* x, int width, float eps) {
-  Vector sums = {}, squares = {};
-  for_each_vector(width, [&](int i, int count) { sums += load_some(x + i, count); });
-  const float mean = total(sums) / width;
-  for_each_vector(width, [&](int i, int count) {
-    const Vector centred = load_some(x + i, count) - mean;
-    if (count == kLanes)
-      squares += centred * centred;
-    else  // zeros after the last element would count as much as elements
-      for (int lane = 0; lane < count; ++lane) squares[0] += centred[lane] * centred[lane];
-  });
-  return {mean, 1.0f / std::sqrt(total(squares) / width + eps)};
-}
-
-// out = (x - mean) / sqrt(variance + eps) * weight + bias, row by row.
-template <typename T>
-void normalise(const T* x, const float* weight, const float* bias, T* out, int64_t rows, int width, float eps, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kAlone)
-  for (int64_t row = 0; row < rows; ++row) {
-    const T* from = x + row * width;
-    T* to = out + row * width;
-    const Moments of = moments(from, width, eps);
-    for_each_vector(width, [&](int i, int count) {
-      const Vector centred = (load_some(from + i, count) - of.mean) * of.factor;
-      store_some(to + i, centred * load_some(weight + i, count) + load_some(bias + i, count), count);
-    });
-  }
-}
 
 // Rows that come are those from `first_row` on of what is dropped from, here and below.
 

@@ -1,5 +1,5 @@
 """Calls the C++ kernels for what happens to each position alone: norm, bias, GELU, dropout, the sum with the residual
-stream.
+stream, and sums over positions.
 
 Axes: rows are positions, c channels. Tensors are (rows, c), contiguous, on a CPU, of a type that
 `selection.rows_kernel` was asked about; parameters, (c), are of any floating type.
@@ -17,11 +17,59 @@ from scalablevit.kernels.cpu.attention import addresses, call
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 
 
-def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the channels."""
+def normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, moments: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """LayerNorm over the channels.
+
+    Args:
+        x: (rows, c).
+        weight: (c).
+        bias: (c).
+        eps: Added to the variance.
+        moments: Where mean and 1 / standard deviation of each row go: two of (rows), float32, contiguous.
+    """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     weight, bias = as_float(weight), as_float(bias)
-    call("normalise", x.dtype, *addresses(x, weight, bias, out), *_sizes(x), ctypes.c_float(eps))
+    mean, rstd = (None, None) if moments is None else moments
+    call("normalise", x.dtype, *addresses(x, weight, bias, out, mean, rstd), *_sizes(x), ctypes.c_float(eps))
+    return out
+
+
+def differentiate_norm(
+    grad: Tensor,
+    second: Tensor | None,
+    x: Tensor,
+    moments: tuple[Tensor, Tensor],
+    weight: Tensor,
+    *,
+    residual: Tensor | None,
+    out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a LayerNorm: for x, in `out`, and for its parameters.
+
+    Args:
+        grad: Of what the norm gives, (rows, c), of the type of x, as all that follow are.
+        second: What is added to that.
+        x: What the norm reads.
+        moments: What `normalise` found.
+        weight: (c).
+        residual: What is added to the gradient for x.
+        out: Where that goes.
+
+    Returns:
+        Those for weight and bias: (c), float32.
+    """
+    of_weight, of_bias = (torch.empty(x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
+    tensors = grad, second, x, *moments, as_float(weight), residual, out, of_weight, of_bias
+    call("differentiate_norm", x.dtype, *addresses(*tensors), *_sizes(x))
+    return of_weight, of_bias
+
+
+def sum_rows(x: Tensor) -> Tensor:
+    """The sum of all rows, (c), in float32."""
+    out = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
+    call("sum_rows", x.dtype, *addresses(x, out), *_sizes(x))
     return out
 
 

@@ -1,0 +1,144 @@
+// LayerNorm over the channels of rows (rows, c), its gradients, and sums over rows.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "vectors.h"
+
+namespace scalablevit {
+
+// Fewer elements than this are not worth a second thread.
+constexpr int64_t kAlone = 1 << 14;
+
+struct Moments {
+  float mean, factor;  // factor is 1 / sqrt(variance + eps)
+};
+
+template <typename T>
+inline Moments moments(const T* x, int width, float eps) {
+  Vector sums = {}, squares = {};
+  for_each_vector(width, [&](int i, int count) { sums += load_some(x + i, count); });
+  const float mean = total(sums) / width;
+  for_each_vector(width, [&](int i, int count) {
+    const Vector centred = load_some(x + i, count) - mean;
+    if (count == kLanes)
+      squares += centred * centred;
+    else  // zeros after the last element would count as much as elements
+      for (int lane = 0; lane < count; ++lane) squares[0] += centred[lane] * centred[lane];
+  });
+  return {mean, 1.0f / std::sqrt(total(squares) / width + eps)};
+}
+
+// out = (x - mean) / sqrt(variance + eps) * weight + bias, row by row. Both moments of each row go to `means` and `factors`,
+// if those are there.
+template <typename T>
+void normalise(const T* x, const float* weight, const float* bias, T* out, float* means, float* factors, int64_t rows,
+               int width, float eps, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kAlone)
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* from = x + row * width;
+    T* to = out + row * width;
+    const Moments of = moments(from, width, eps);
+    if (means) means[row] = of.mean, factors[row] = of.factor;
+    for_each_vector(width, [&](int i, int count) {
+      const Vector centred = (load_some(from + i, count) - of.mean) * of.factor;
+      store_some(to + i, centred * load_some(weight + i, count) + load_some(bias + i, count), count);
+    });
+  }
+}
+
+// Sums over rows, of as many columns. They are sums of those of some rows each, which round less than one long sum.
+class ColumnSums {
+ public:
+  explicit ColumnSums(int width) : width_(width), some_(round_up(width, kLanes)), all_(some_.size()) {}
+
+  // What the columns of a row are to be added to.
+  float* of_row() {
+    if (count_++ == kRowsOfSum) {
+      move();
+      count_ = 1;
+    }
+    return some_.data();
+  }
+
+  void add_to(float* out) {
+    move();
+    for (int i = 0; i < width_; ++i) out[i] += all_[i];
+  }
+
+ private:
+  static constexpr int kRowsOfSum = 128;
+
+  void move() {
+    for (size_t i = 0; i < some_.size(); ++i) all_[i] += some_[i], some_[i] = 0.0f;
+  }
+
+  int width_, count_ = 0;
+  std::vector<float> some_, all_;
+};
+
+// Calls `body(begin, end, sums)` for the rows of each thread, and adds its sums to `outs`, thread by thread: for one number of
+// threads sums are always the same.
+template <int kSums, typename Body>
+inline void sum_rows_by_thread(int64_t rows, int width, int threads, float* const (&outs)[kSums], Body body) {
+  for (float* out : outs) std::fill(out, out + width, 0.0f);
+  if (rows * width <= kAlone) threads = 1;
+#pragma omp parallel for ordered schedule(static, 1) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread) {
+    std::vector<ColumnSums> sums(kSums, ColumnSums(width));
+    body(rows * thread / threads, rows * (thread + 1) / threads, sums.data());
+#pragma omp ordered
+    for (int i = 0; i < kSums; ++i) sums[i].add_to(outs[i]);
+  }
+}
+
+// Gradients of a norm with such moments: for x, plus `residual` if that is there, and for both parameters. That of the result is
+// the sum of `grad` and, if it is there, `second`.
+template <typename T>
+void differentiate_norm(const T* grad, const T* second, const T* x, const float* means, const float* factors,
+                        const float* weight, const T* residual, T* out, float* grad_weight, float* grad_bias, int64_t rows,
+                        int width, int threads) {
+  sum_rows_by_thread(rows, width, threads, {grad_weight, grad_bias}, [=](int64_t begin, int64_t end, ColumnSums* sums) {
+    std::vector<float> of_row(2 * round_up(width, kLanes));
+    float *grads = of_row.data(), *centred = grads + of_row.size() / 2;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t start = row * width;
+      const float mean = means[row], factor = factors[row];
+      float *to_weight = sums[0].of_row(), *to_bias = sums[1].of_row();
+      Vector weighted = {}, turned = {};  // sums of gradients before the scale, and of their products with what was scaled
+      for_each_vector(width, [&](int i, int count) {
+        Vector g = load_some(grad + start + i, count);
+        if (second) g += load_some(second + start + i, count);
+        const Vector before = (load_some(x + start + i, count) - mean) * factor, product = g * before;
+        const Vector w = load_some(weight + i, count);
+        store(to_weight + i, load(to_weight + i) + product);
+        store(to_bias + i, load(to_bias + i) + g);
+        store(grads + i, g * w);
+        store(centred + i, before);
+        weighted += g * w, turned += product * w;
+      });
+      const float shift = total(weighted) / width, slope = total(turned) / width;
+      for_each_vector(width, [&](int i, int count) {
+        Vector found = (load(grads + i) - shift - load(centred + i) * slope) * factor;
+        if (residual) found += load_some(residual + start + i, count);
+        store_some(out + start + i, found, count);
+      });
+    }
+  });
+}
+
+// The sum of all rows.
+template <typename T>
+void sum_rows(const T* x, float* out, int64_t rows, int width, int threads) {
+  sum_rows_by_thread(rows, width, threads, {out}, [=](int64_t begin, int64_t end, ColumnSums* sums) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* to = sums->of_row();
+      for_each_vector(width, [&](int i, int count) { store(to + i, load(to + i) + load_some(x + row * width + i, count)); });
+    }
+  });
+}
+
+}  // namespace scalablevit
