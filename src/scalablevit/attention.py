@@ -22,9 +22,10 @@ from scalablevit.kernels.parts import Layer, ListParts, WindowParts
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.keys_values import DenseKeysValues, DepthwiseKeysValues, KeysValues, LinearKeysValues
 from scalablevit.layers import Branch, Linear, is_plain, is_plain_with, linear
+from scalablevit.norms import normed
 from scalablevit.projections import Projection, is_worthwhile, normed_projections
 from scalablevit.recomputation import norm_of
-from scalablevit.residual_stream import add_projected, normed, normed_linear
+from scalablevit.residual_stream import add_projected, normed_linear
 from scalablevit.windows import window_attention
 
 # One node each in symbolic traces, where sizes are unknown.

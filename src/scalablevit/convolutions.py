@@ -1,4 +1,4 @@
-"""Convolutions over channels-last maps: dense 3x3 ones by kernels of our own, and those whose cells do not overlap.
+"""Convolutions over channels-last maps: 3x3 ones by kernels of our own, and those whose cells do not overlap.
 
 Axes: b batch, h height, w width, c channels, r positions along each side of a cell. Maps are (b, h, w, c).
 """
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalablevit.dot_product import is_eager
-from scalablevit.kernels.recording import call_kernel
-from scalablevit.kernels.selection import convolution_kernel, products_kernel
+from scalablevit.kernels.recording import call_kernel, is_batched
+from scalablevit.kernels.selection import convolution_kernel, depthwise_kernel, products_kernel
 from scalablevit.products import linear_by_kernel
-from scalablevit.recomputation import is_recorded, without_autocast
+from scalablevit.recomputation import is_recorded, product_dtype, without_autocast
 
 
 class MapConv2d(nn.Conv2d):
@@ -36,6 +36,7 @@ class MapConv2d(nn.Conv2d):
                 out = None
                 if self._is_by_number():
                     out = self._convolve_few(x)
+                    out = self.convolve_depthwise(x) if out is None else out
                     out = self._convolve_natively(x) if out is None else out
                 if out is None:
                     out = self._convolve_in_float32(x)
@@ -68,8 +69,36 @@ class MapConv2d(nn.Conv2d):
         cells = cells.unfold(1, weight.shape[2], stride[0]).unfold(2, weight.shape[3], stride[1])
         return linear_by_kernel(cells.flatten(3), weight.flatten(1), self.bias)
 
+    def convolve_depthwise(self, x: Tensor, *, residual: bool = False) -> Tensor | None:
+        """The convolution, plus x if wanted, where it is 3x3 in each channel alone; None where no kernel does it."""
+        weight, bias = self.weight, self.bias
+        if not self.is_depthwise_3x3() or not x.is_contiguous() or product_dtype(x, None, (weight, bias)) != x.dtype:
+            return None
+        kernel = depthwise_kernel(x, weight, bias)
+        if kernel is None:
+            return None
+
+        def backward(grad: Tensor, x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor | None, ...]:
+            grad = grad.resolve_neg().contiguous()
+            grad_x = kernel.convolve(grad, weight.flip(2, 3), None, residual=residual)
+            of_weight, of_bias = kernel.parameter_gradients(grad, x, weight)
+            return grad_x, of_weight, *(of_bias.to(one.dtype) for one in bias)
+
+        def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+            out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[-1]).permute(0, 2, 3, 1)
+            return x + out if residual else out
+
+        return call_kernel(
+            (x, weight) if bias is None else (x, weight, bias),
+            forward=lambda x, weight, *bias: kernel.convolve(x, weight, *bias or (None,), residual=residual),
+            backward=backward,
+            plain=plain,
+            operator=plain,
+        )
+
     def _convolve_natively(self, x: Tensor) -> Tensor | None:
-        """By a kernel of our own; None where there is none."""
+        """A dense one by a kernel of our own; None where there is none."""
         weight, bias, settings = self.weight, self.bias, (self.stride, cast(tuple[int, int], self.padding), self.groups)
         kernel = convolution_kernel(x, weight, bias, *settings)
         if kernel is None:
@@ -168,6 +197,14 @@ def convolve(
         return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, *settings).permute(0, 2, 3, 1).to(dtype)
 
 
+def _depthwise_3x3_kernel(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+) -> Any:
+    if weight.shape[2:] != (3, 3) or (*stride, *padding) != (1, 1, 1, 1):
+        return None
+    return depthwise_kernel(x, weight, bias)
+
+
 # What compiled graphs hold instead of a convolution. Inductor would see that a convolution wants its input
 # channels-last, take the maps around it, (b, h, w, c), for (b, c, h, w) as well, and lay the residual stream out so
 # that all that reads it is slow: on a CPU a forward pass of S took 15 % longer than without a compiler, in bfloat16 19.
@@ -177,6 +214,8 @@ def _map_convolution(
 ) -> Tensor:
     x = x.contiguous()
     if (kernel := convolution_kernel(x, weight, bias, stride, padding, groups)) is not None:
+        return cast(Tensor, kernel.convolve(x, weight, bias))
+    if (kernel := _depthwise_3x3_kernel(x, weight, bias, stride, padding)) is not None:
         return cast(Tensor, kernel.convolve(x, weight, bias))
     if x.shape[2] + 2 * padding[1] - weight.shape[3] < stride[1]:  # one position wide; see MapConv2d
         turned = convolve(x.transpose(1, 2), weight.transpose(2, 3), bias, stride[::-1], padding[::-1], groups)
@@ -208,6 +247,15 @@ def _map_convolution_backward(
     if (kernel := convolution_kernel(x, weight, None, stride, padding, groups)) is not None and x.is_contiguous():
         found = kernel.gradients(grad.contiguous(), x, weight, tuple(needs))
         grad_x, grad_weight, grad_bias = (none.clone() if one is None else one.contiguous() for one in found)
+        return grad_x, grad_weight, grad_bias
+    kernel = _depthwise_3x3_kernel(x, weight, None, stride, padding)
+    if kernel is not None and x.stride(-1) == 1 and grad.dtype == x.dtype:
+        grad = grad.resolve_neg().contiguous()
+        grad_x = kernel.convolve(grad, weight.flip(2, 3), None) if needs[0] else none
+        of_parameters = kernel.parameter_gradients(grad, x, weight) if any(needs[1:]) else (none, none)
+        grad_weight, grad_bias = (
+            one if needed else none.clone() for one, needed in zip(of_parameters, needs[1:], strict=True)
+        )
         return grad_x, grad_weight, grad_bias
     dtype = x.dtype
     if goes_by_float32(x, dtype):
@@ -264,7 +312,7 @@ _map_convolution.register_autograd(_backward, setup_context=_save_for_backward)
 class CellConv2d(MapConv2d):
     """A depthwise convolution over cells, kernel = stride = `cell`: (b, h, w, c) to (b, h // cell, w // cell, c).
 
-    In half precision on a CPU it has a backward pass of its own: PyTorch's takes 7 to 16 times as long there.
+    On a CPU it has a backward pass of its own in half precision: PyTorch's takes 7 to 16 times as long there.
     """
 
     def __init__(self, dim: int, cell: int, **factory: Any) -> None:
@@ -311,8 +359,7 @@ class _CellConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs = (*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2])
-        found = cell_convolution_gradients if goes_by_float32(x, x.dtype) else _cell_gradients
-        return *found(grad, x, weight, ctx.cell, needs), None
+        return *cell_convolution_gradients(grad, x, weight, ctx.cell, needs), None
 
 
 def cell_convolution_gradients(
@@ -320,6 +367,11 @@ def cell_convolution_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those of a `CellConv2d` for its input, (b, h, w, c), weight and bias."""
     dtype = x.dtype
+    kernel = None if is_recorded(grad, x, weight) or is_batched(grad) else depthwise_kernel(x, weight)
+    if kernel is not None and x.is_contiguous() and grad.dtype == dtype and type(grad) is Tensor:
+        natively = kernel.cell_gradients(grad.resolve_neg().contiguous(), x, weight, needs_x=needs[0])
+        grad_x, grad_weight, grad_bias = (one if need else None for one, need in zip(natively, needs, strict=True))
+        return grad_x, grad_weight, grad_bias
     if goes_by_float32(x, dtype):
         grad, x, weight = grad.float(), x.float(), weight.float()
     elif _is_half_on_cpu(x):

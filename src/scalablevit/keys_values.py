@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalablevit.cells import cut_into_cells, fill_up_to_one_cell
 from scalablevit.convolutions import CellConv2d
+from scalablevit.dot_product import is_eager
 from scalablevit.kernels.parts import Layer, Reduction
 from scalablevit.layers import Linear, PointwiseConv, is_plain
+from scalablevit.norms import normed
 from scalablevit.projections import Projection
 from scalablevit.recomputation import norm_of
 
@@ -110,5 +113,10 @@ class DepthwiseKeysValues(KeysValues):
         return Projection(layer.weight, layer.bias, layer.cell) if is_plain(layer, CellConv2d) else None
 
     def after_projection(self, x: Tensor) -> list[Tensor]:
-        x = F.gelu(self.norm(self.scale_channels(x.flatten(1, 2))))  # (b, k, c)
+        x = self.scale_channels(x.flatten(1, 2))  # (b, k, c)
+        if torch.jit.is_scripting():
+            x = self.norm(x)
+        else:
+            x = normed(self.norm, x) if is_eager(x) and is_plain(self.norm, nn.LayerNorm) else self.norm(x)
+        x = F.gelu(x)
         return self.to_kv(x).split(self.widths, dim=-1)

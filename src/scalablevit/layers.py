@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scalablevit.convolutions import MapConv2d
 from scalablevit.dot_product import is_eager
+from scalablevit.norms import normed
 from scalablevit.products import linear_by_kernel
 
 
@@ -151,7 +152,13 @@ class PatchEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.norm(self.conv(x)))
+        x = self.conv(x)
+        if torch.jit.is_scripting():
+            x = self.norm(x)
+        else:
+            plain = is_eager(x) and is_plain(self.norm, nn.LayerNorm)
+            x = normed(cast(nn.LayerNorm, self.norm), x) if plain else self.norm(x)
+        return self.dropout(x)
 
 
 class PEG(nn.Module):
@@ -162,7 +169,12 @@ class PEG(nn.Module):
         self.conv = MapConv2d(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x)
+        if torch.jit.is_scripting():
+            return x + self.conv(x)
+        else:
+            plain = is_eager(x) and is_plain(self.conv, MapConv2d)
+            out = self.conv.convolve_depthwise(x, residual=True) if plain else None
+            return x + self.conv(x) if out is None else out
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module] = Linear) -> bool:

@@ -10,24 +10,12 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from scalablevit.dropping import add_dropped, probability_of
-from scalablevit.kernels.selection import norm_kernel, products_kernel, rows_kernel
+from scalablevit.kernels.selection import products_kernel, rows_kernel
 from scalablevit.layers import Linear, is_plain
 from scalablevit.recomputation import is_recorded, may_recompute, norm_of, product_dtype, without_autocast
-
-
-def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """``norm(x)`` of a map (b, h, w, c), for a plain norm over the channels."""
-    parameters = norm_of(norm)
-    if parameters is None or is_recorded(x, norm.weight, norm.bias) or not may_recompute(x):
-        return cast(Tensor, norm(x))
-    kernel = norm_kernel(x, norm.weight, norm.bias) if norm.weight.dtype == norm.bias.dtype else None
-    if kernel is None:
-        return cast(Tensor, norm(x))
-    return cast(Tensor, kernel.normalise(x.view(-1, x.shape[-1]), *parameters)).view(x.shape)
 
 
 def normed_linear(

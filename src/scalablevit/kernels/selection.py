@@ -280,6 +280,21 @@ def convolution_kernel(
     return _module("scalablevit.kernels.cpu.convolution")
 
 
+def depthwise_kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """The module with depthwise convolutions of a map x (b, h, w, c), 3x3 or over cells; None if none takes these."""
+    channels = x.shape[-1:]
+    if x.ndim != 4 or weight.ndim != 4 or weight.shape[:2] != (*channels, 1) or weight.shape[2] != weight.shape[3]:
+        return None
+    if weight.numel() == 0 or (bias is not None and bias.shape != channels):
+        return None  # PyTorch says what is wrong
+    for parameter in (weight,) if bias is None else (weight, bias):
+        if parameter.dtype not in (x.dtype, torch.float32) or parameter.device != x.device or parameter.is_neg():
+            return None
+        if type(parameter) not in (Tensor, torch.nn.Parameter):
+            return None
+    return None if _native(1, x) is None else _module("scalablevit.kernels.cpu.depthwise")
+
+
 def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
     """Whether the Triton window attention kernels run on (b, h, w, 2 * n * d) and (b, h, w, n * d')."""
     if not (_choices["triton"] is True and _can_run(query_key, value)):

@@ -5,7 +5,7 @@ import torch
 
 from scalablevit.kernels.cpu import rows as native_rows
 
-# Rows and channels: fewer than a vector has, a few more, and so many that threads share them and sums have several parts.
+# Rows and channels: fewer than a vector has, a few more, and so many that threads share them and sums have parts.
 SIZES = [(1, 3), (3, 16), (40, 37), (700, 64), (301, 100)]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 DTYPES = list(TOLERANCE)

@@ -40,7 +40,7 @@ def attend_in_windows(
     """
     query_key, value = _with_unit_stride(query_key), _with_unit_stride(value)
     out = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    weight, bias = (None, None) if lim is None else (_taps(lim[0]), lim[1].float().contiguous())
+    weight, bias = (None, None) if lim is None else (taps_of(lim[0]), lim[1].float().contiguous())
     call(
         "attend_in_windows",
         value.dtype,
@@ -72,7 +72,7 @@ def attend_in_windows_backward(
     weight = bias = None
     if lim_weight is not None:  # the gradient of a convolution is one with its weight turned round
         weight, bias = (
-            _taps(lim_weight.flip(2, 3)),
+            taps_of(lim_weight.flip(2, 3)),
             torch.zeros(value.shape[-1], dtype=torch.float32, device=value.device),
         )
     call(
@@ -184,9 +184,9 @@ def _window(value: Tensor, window_size: int) -> tuple[int, int]:
     return min(window_size, value.shape[1]), min(window_size, value.shape[2])
 
 
-def _taps(weight: Tensor) -> Tensor:
-    """(c, 1, 3, 3) to (9, c), in float32."""
-    return weight.reshape(-1, 9).t().float().contiguous()
+def taps_of(weight: Tensor) -> Tensor:
+    """(c, 1, r, r) to (r * r, c), in float32."""
+    return weight.detach().flatten(1).t().float().contiguous()
 
 
 def _empty_with_heads_inside(x: Tensor, width: int) -> Tensor:

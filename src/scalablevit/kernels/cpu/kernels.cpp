@@ -80,10 +80,33 @@ using namespace scalablevit;
                          threads);                                                                                       \
   }
 
+#define DEPTHWISE(NAME, T)                                                                                               \
+  extern "C" void convolve_depthwise_##NAME(const void* x, const float* weight, const float* bias, void* out, int64_t b, \
+                                            int height, int width, int channels, int residual, int threads) {            \
+    convolve_depthwise<T>((const T*)x, weight, bias, (T*)out, b, height, width, channels, residual, threads);            \
+  }                                                                                                                      \
+  extern "C" void differentiate_depthwise_##NAME(const void* grad, const void* x, float* out, int64_t b, int height,     \
+                                                 int width, int channels, const int64_t* strides, int threads) {         \
+    differentiate_depthwise<T>((const T*)grad, (const T*)x, out, b, height, width, channels,                             \
+                               {strides[0], strides[1], strides[2]}, threads);                                           \
+  }                                                                                                                      \
+  extern "C" void differentiate_cells_##NAME(const void* grad, const void* x, const float* weight, void* grad_x,         \
+                                             float* of_parameters, int64_t b, int height, int width, int channels,       \
+                                             int r, int threads) {                                                       \
+    differentiate_cells<T>((const T*)grad, (const T*)x, weight, (T*)grad_x, of_parameters, b, height, width, channels,   \
+                           r, threads);                                                                                  \
+  }
+
 OPERATIONS(float32, float)
 OPERATIONS(bfloat16, BFloat16)
 ROWS(float32, float)
 ROWS(bfloat16, BFloat16)
+DEPTHWISE(float32, float)
+DEPTHWISE(bfloat16, BFloat16)
+
+extern "C" void turn_matrix(const float* x, float* out, int64_t rows, int64_t columns, int64_t stride, int threads) {
+  scalablevit::turn_matrix(x, out, rows, columns, stride, threads);
+}
 
 // From how many rows on layers are faster than PyTorch's.
 extern "C" int fewest_rows_float32() { return fewest_rows<float>(); }

@@ -95,8 +95,8 @@ inline void sum_rows_by_thread(int64_t rows, int width, int threads, float* cons
   }
 }
 
-// Gradients of a norm with such moments: for x, plus `residual` if that is there, and for both parameters. That of the result is
-// the sum of `grad` and, if it is there, `second`.
+// Gradients of a norm with such moments: for x, plus `residual` if that is there, and for both parameters. That of the result
+// is the sum of `grad` and, if it is there, `second`.
 template <typename T>
 void differentiate_norm(const T* grad, const T* second, const T* x, const float* means, const float* factors,
                         const float* weight, const T* residual, T* out, float* grad_weight, float* grad_bias, int64_t rows,

@@ -10,7 +10,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from scalablevit.kernels.cpu.attention import addresses, call
+from scalablevit.kernels.cpu.attention import addresses, call, call_as_it_is
 from scalablevit.kernels.cpu.rows import as_float
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 
@@ -124,8 +124,10 @@ def differentiate_feed_forward(
     numbers = *(0 if one is None else one.data_ptr() for one in tensors), rows, width, hidden, stride
     settings = (ctypes.c_int64 * len(numbers))(*numbers)
     call("differentiate_feed_forward", (grad.dtype, weight1.dtype), settings, *dropout.arguments())
-    of_weight1, of_weight2 = sums[0][:, :hidden].t().contiguous(), sums[1][:, :hidden].contiguous()
-    return grad_read, of_weight1, sums[2], of_weight2
+    of_weight1 = torch.empty((hidden, width), dtype=torch.float32, device=grad.device)
+    turned = (ctypes.c_int64(size) for size in (width, hidden, stride))
+    call_as_it_is("turn_matrix", *addresses(sums[0], of_weight1), *turned)
+    return grad_read, of_weight1, sums[2], sums[1][:, :hidden].contiguous()
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor | None = None, *, adds: bool = False) -> Tensor:

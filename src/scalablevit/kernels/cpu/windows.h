@@ -5,13 +5,10 @@
 
 #pragma once
 
+#include "depthwise.h"
 #include "units.h"
 
 namespace scalablevit {
-
-struct MapStrides {
-  int64_t b, h, w;
-};
 
 // A depthwise 3x3 convolution of the value map, zero outside its border.
 template <typename T>
@@ -20,28 +17,11 @@ struct Lim {
   int channels, height, width;
   MapStrides strides;
 
-  // Of `count` channels, for `length` positions of a row from (y, x) on; `value` is the image's map. Each column of three
-  // positions is read once for the three results that it is part of.
+  // Of `count` channels, for `length` positions of a row from (y, x) on; `value` is the image's map.
   void along(const T* value, int y, int x, int length, int channel, int count, float* out, int out_stride) const {
-    Vector factors[9], columns[3][3];  // the column before, this one, the next
-    for (int i = 0; i < 9; ++i) factors[i] = load_some(weight + i * channels + channel, count);
-    const Vector start = load_some(bias + channel, count);
-    auto read = [&](int at, Vector* column) {
-      for (int dy = -1; dy <= 1; ++dy) {
-        const bool inside = at >= 0 && at < width && y + dy >= 0 && y + dy < height;
-        column[dy + 1] = inside ? load_some(value + (y + dy) * strides.h + at * strides.w + channel, count) : Vector{};
-      }
-    };
-    read(x - 1, columns[0]);
-    read(x, columns[1]);
-    for (int i = 0; i < length; ++i, out += out_stride) {
-      read(x + i + 1, columns[2]);
-      Vector total = start;
-      for (int dx = 0; dx < 3; ++dx)
-        for (int dy = 0; dy < 3; ++dy) total += columns[dx][dy] * factors[3 * dy + dx];
-      store(out, total);
-      for (int dy = 0; dy < 3; ++dy) columns[0][dy] = columns[1][dy], columns[1][dy] = columns[2][dy];
-    }
+    const Taps taps(weight, bias, channels, channel, count);
+    along_row(value, height, width, strides, y, x, length, channel, count,
+              [&](int i, const Neighbours& columns) { store(out + i * out_stride, taps(columns)); });
   }
 };
 
