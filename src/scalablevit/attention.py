@@ -96,7 +96,7 @@ class ScalableSelfAttention(Branch):
             read = normed(norm, x)
             attended = self._attend(self.to_q(read), self.keys_values(read))
         else:
-            query, projected = normed_projections(x, parameters, projections)
+            x, query, projected = normed_projections(x, parameters, projections)
             attended = self._attend(query, self.keys_values.after_projection(projected))
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
@@ -200,7 +200,7 @@ class InteractiveWindowedSelfAttention(Branch):
             found = normed_linear(norm, x, layer.weight, layer.bias, self.widths) if is_plain(layer) else None
             query_key, value = self._project(normed(norm, x)) if found is None else found
         else:
-            query_key, value = normed_projections(x, parameters, projections)
+            x, query_key, value = normed_projections(x, parameters, projections)
         attended = self._attend_and_interact(query_key, value)
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 

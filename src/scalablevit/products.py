@@ -35,6 +35,7 @@ def sum_of_rows(rows: Tensor) -> Tensor:
     """The sum of (rows, c) over the first axis, (c), in float32 or a wider type."""
     kernel = None
     if not is_batched(rows) and not (torch.is_grad_enabled() and rows.requires_grad):
+        rows = rows.resolve_neg()
         kernel = rows_kernel(rows, rows.dtype)
     if kernel is None:
         return rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
@@ -52,8 +53,8 @@ def _kernel_for(left: Tensor, right: Tensor, *, in_float32: bool = False) -> Any
     return matrices_kernel(left, right, in_float32=in_float32)
 
 
-def linear_by_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """``x @ weight^T + bias``, (..., c) to (..., c'), as autocast has it; None where no kernel serves."""
+def linear_by_kernel(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor | None:
+    """``x @ weight^T + bias``, (..., c) to (..., c'), as autocast has it, plus `residual`; None without a kernel."""
     if x.device.type != "cpu" or weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or weight.shape[1] == 0:
         return None  # PyTorch says what is wrong
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -64,31 +65,41 @@ def linear_by_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor |
     kernel = products_kernel(x, dtype, weight, bias)
     if kernel is None:
         return None
+    size = *x.shape[:-1], weight.shape[0]
+    if residual is not None:
+        if residual.shape != size or residual.dtype != dtype or residual.is_neg() or type(residual) is not Tensor:
+            return None
+        if residual.device != x.device or not residual.is_contiguous():
+            return None
+        residual = residual.view(-1, weight.shape[0])
     rows = x.reshape(-1, x.shape[-1])
     if not rows.is_contiguous():
         rows = rows.contiguous()
-    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
-        out: Tensor = _Linear.apply(kernel, rows, weight, bias)
+    tensors = rows, weight, bias, residual
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
+        out: Tensor = _Linear.apply(kernel, *tensors)
     else:
-        out = kernel.linear(rows, weight, bias)[0]
-    return out.view(*x.shape[:-1], weight.shape[0])
+        out = kernel.linear(rows, weight, bias, residual=residual)[0]
+    return out.view(size)
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer that keeps what its gradients ask for."""
+    """A linear layer, plus a residual stream, that keeps what its gradients ask for."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        _, needs_rows, needs_weight, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any, kernel: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        _, needs_rows, needs_weight, _, _ = ctx.needs_input_grad
         ctx.save_for_backward(rows if needs_weight else None, weight if needs_rows else None)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        return cast(Tensor, kernel.linear(rows, weight, bias)[0])
+        return cast(Tensor, kernel.linear(rows, weight, bias, residual=residual)[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
-        _, needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
+        _, needs_rows, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad
         grad_weight = None
         if needs_weight:  # a weight in float32 is not rounded on the way
             kernel = _kernel_for(grad.mT, rows, in_float32=True) if grad.ndim == 2 else None
@@ -100,4 +111,5 @@ class _Linear(torch.autograd.Function):
                 )
                 grad_weight = grad_weight.to(weight_dtype)
         grad_rows = product(grad, weight.to(grad.dtype)) if needs_rows else None
-        return None, grad_rows, grad_weight, sum_of_rows(grad).to(bias_dtype) if needs_bias else None
+        grad_bias = sum_of_rows(grad).to(bias_dtype) if needs_bias else None
+        return None, grad_rows, grad_weight, grad_bias, grad if needs_residual else None

@@ -54,7 +54,10 @@ def is_worthwhile(x: Tensor, norm: Norm, projections: Sequence[Projection]) -> b
 
 
 def normed_projections(x: Tensor, norm: Norm, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
-    """What each of the layers gives for norm(x), where that `is_worthwhile`.
+    """The map, and what each of the layers gives for norm(x), where that `is_worthwhile`.
+
+    What is added to the map that comes back has its gradient added where that of the norm is written, which spares a
+    trip through memory.
 
     Args:
         x: (b, h, w, c).
@@ -62,7 +65,7 @@ def normed_projections(x: Tensor, norm: Norm, projections: Sequence[Projection])
         projections: The layers.
 
     Returns:
-        For each layer (b, h, w, f), or (b, cells, f), or, of a convolution, (b, h / r, w / r, c).
+        x; and for each layer (b, h, w, f), or (b, cells, f), or, of a convolution, (b, h / r, w / r, c).
     """
     parameters = [tensor for weight, bias, _ in projections for tensor in (weight, bias)]
     cells = [cell for _, _, cell in projections]
@@ -78,14 +81,15 @@ class _NormedProjections(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, *others)
         ctx.settings = dtype, eps, cells
+        ctx.set_materialize_grads(False)  # of the map, where nothing is added to it
         with without_autocast(x):
-            return _forward(dtype, eps, cells, x, *others)
+            return x, *_forward(dtype, eps, cells, x, *others)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, stream: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         arguments, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
-        with without_autocast(grads[0]):  # all that runs here can be differentiated once more
-            return None, None, None, *_gradients(grads, *ctx.settings, *arguments, needs=needs)
+        with without_autocast(arguments[0]):  # all that runs here can be differentiated once more
+            return None, None, None, *_gradients(stream, grads, *ctx.settings, *arguments, needs=needs)
 
 
 def _forward(
@@ -111,7 +115,8 @@ def _project(read: Tensor, weight: Tensor, bias: Tensor | None, cell: int) -> Te
 
 
 def _gradients(
-    grads: tuple[Tensor, ...],
+    stream: Tensor | None,
+    grads: tuple[Tensor | None, ...],
     dtype: torch.dtype,
     eps: float,
     cells: list[int],
@@ -127,13 +132,18 @@ def _gradients(
     of_parameters: list[Tensor | None] = []
     for i, (weight, _, cell) in enumerate(_by_layer(parameters, cells)):
         wanted = any(needs[:3]), *needs[3 + 2 * i : 5 + 2 * i]
-        if weight.ndim == 4:
-            found = cell_convolution_gradients(grads[i], read, weight.to(dtype), cell, wanted)
-        else:
-            found = _linear_gradients(grads[i], read, weight.to(dtype), cell, wanted)
+        grad = grads[i]
+        found: tuple[Tensor | None, ...] = (None, None, None)
+        if grad is not None and weight.ndim == 4:
+            found = cell_convolution_gradients(grad, read, weight.to(dtype), cell, wanted)
+        elif grad is not None:
+            found = _linear_gradients(grad, read, weight.to(dtype), cell, wanted)
         of_read += [] if found[0] is None else [found[0]]
         of_parameters += [None if one is None else one.to(weight.dtype) for one in found[1:]]
-    return *norm_gradients(of_read, x, mean, rstd, norm_weight, norm_bias, needs[:3]), *of_parameters
+    if not of_read:
+        return stream, None, None, *of_parameters
+    of_norm = norm_gradients(of_read, x, mean, rstd, norm_weight, norm_bias, needs[:3], residual=stream)
+    return *of_norm, *of_parameters
 
 
 def _linear_gradients(

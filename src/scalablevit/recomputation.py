@@ -104,15 +104,15 @@ def _norm_gradients_natively(
     read = *grads, x, *(() if residual is None else (residual,))
     if len(grads) > 2 or is_recorded(*read, weight) or any(is_batched(one) for one in read):
         return None
-    if any(one.dtype != x.dtype or one.shape != x.shape or one.is_neg() for one in read):
+    if any(one.dtype != x.dtype or one.shape != x.shape for one in read):
         return None
     kernel = norm_kernel(x, weight, bias)
     if kernel is None or any(type(one) is not Tensor or one.device != x.device for one in grads):
         return None  # a residual is a gradient of the same sort
     moments = moments[0].float(), moments[1].float()
-    grad, *second = (_rows(one.contiguous()) for one in grads)
+    grad, *second = (_rows(one.resolve_neg().contiguous()) for one in grads)
     to = torch.empty_like(x) if out is None else out
-    stream = None if residual is None else _rows(residual.contiguous())
+    stream = None if residual is None else _rows(residual.resolve_neg().contiguous())
     of_parameters = kernel.differentiate_norm(
         grad, second[0] if second else None, _rows(x), moments, weight, residual=stream, out=_rows(to)
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scalablevit.dropping import add_dropped, probability_of
 from scalablevit.kernels.selection import products_kernel, rows_kernel
 from scalablevit.layers import Linear, is_plain
+from scalablevit.products import linear_by_kernel
 from scalablevit.recomputation import is_recorded, may_recompute, norm_of, product_dtype, without_autocast
 
 
@@ -76,7 +77,9 @@ def add_projected(residual: Tensor | None, layer: Linear, dropout: nn.Dropout, v
 def _add_natively(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor | None:
     if layer.bias is None or probability_of(dropout) > 0.0 or not may_recompute(values):
         return None
-    if is_recorded(residual, values, layer.weight, layer.bias) or residual.is_neg():
+    if is_recorded(residual, values, layer.weight, layer.bias):
+        return linear_by_kernel(values, layer.weight, layer.bias, residual)
+    if residual.is_neg():
         return None
     dtype = product_dtype(values, None, (layer.weight, layer.bias))
     if dtype is None or values.dtype != dtype:

@@ -22,7 +22,7 @@
 
 namespace scalablevit {
 
-constexpr int kStripe = 128;
+constexpr int kStripe = 64;
 constexpr float kLog2OfE = 1.44269504088896341f;
 
 template <typename T>
