@@ -18,7 +18,7 @@ from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
 from scalablevit.dropping import probability_of
 from scalablevit.interactive_windows import interactive_window_attention
-from scalablevit.kernels.parts import Layer, ListParts, WindowParts
+from scalablevit.kernels.parts import ListParts, WindowParts, layer_of
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.keys_values import DenseKeysValues, DepthwiseKeysValues, KeysValues, LinearKeysValues
 from scalablevit.layers import Branch, Linear, is_plain, is_plain_with, linear
@@ -113,15 +113,17 @@ class ScalableSelfAttention(Branch):
                 return None
         elif not isinstance(keys_values, LinearKeysValues) or not is_plain(keys_values, LinearKeysValues):
             return None
-        layers = self.to_q, keys_values.to_kv, self.to_out
-        if before is None or not all(is_plain(layer) for layer in layers) or not is_plain(self.dropout, nn.Dropout):
+        to_q, to_kv, to_out, dropout = self.to_q, keys_values.to_kv, self.to_out, self.dropout
+        if before is None or not (is_plain(to_q) and is_plain(to_kv) and is_plain(to_out)):
             return None
-        if probability_of(self.dropout) > 0.0 or (self.training and self.attention_dropout > 0.0):
+        if not is_plain(dropout, nn.Dropout) or probability_of(dropout) > 0.0:
             return None
-        to_q, to_kv, to_out = (Layer(layer.weight, layer.bias) for layer in layers)
+        if self.training and self.attention_dropout > 0.0:
+            return None
         key_width, value_width = (width // self.heads for width in keys_values.widths)
         widths = key_width, value_width
-        return ListParts(before, to_q, reduction, to_kv, to_out, self.heads, widths, factor, self.scale)
+        layers = layer_of(to_q), reduction, layer_of(to_kv), layer_of(to_out)
+        return ListParts(before, *layers, self.heads, widths, factor, self.scale)
 
     def _projections(self) -> list[Projection] | None:
         """The two layers that read the norm; None where one is not just what it was made as."""
@@ -213,16 +215,16 @@ class InteractiveWindowedSelfAttention(Branch):
         attention, lim, before = self.attention, self.lim, norm_of(norm)
         if not isinstance(attention, WindowAttention) or not is_plain(attention, WindowAttention) or before is None:
             return None
-        if not (is_plain(self.to_qkv) and is_plain(self.to_out) and is_plain(self.dropout, nn.Dropout)):
+        to_qkv, to_out, dropout = self.to_qkv, self.to_out, self.dropout
+        if not (is_plain(to_qkv) and is_plain(to_out) and is_plain(dropout, nn.Dropout)):
             return None
         if not is_plain(lim, MapConv2d) or lim.bias is None or not lim.is_depthwise_3x3():
             return None
-        if (attention.training and attention.attention_dropout > 0.0) or probability_of(self.dropout) > 0.0:
+        if (attention.training and attention.attention_dropout > 0.0) or probability_of(dropout) > 0.0:
             return None
-        to_qkv, of_lim, to_out = (Layer(layer.weight, layer.bias) for layer in (self.to_qkv, lim, self.to_out))
-        heads = attention.heads
+        heads, layers = attention.heads, (layer_of(to_qkv), layer_of(lim), layer_of(to_out))
         widths = self.widths[0] // (2 * heads), self.widths[1] // heads
-        return WindowParts(before, to_qkv, of_lim, to_out, heads, widths, attention.window_size, attention.scale)
+        return WindowParts(before, *layers, heads, widths, attention.window_size, attention.scale)
 
     def _projections(self) -> list[Projection] | None:
         """One product for queries and keys and one for values, as in `split_linear`; None if an adapter wants a say."""

@@ -58,12 +58,13 @@ def _attend_natively(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dty
         return None
     if isinstance(parts, ListParts) and (parts.reduction is None) != (parts.factor == 1):
         return None  # to the kernel a factor says whether there is a reduction
-    tensors, sizes = parts.tensors(), parts.sizes(x.shape[-1])
-    if any(one is not None and one.shape != size for one, size in zip(tensors, sizes, strict=True)):
-        return None  # the layers say what is wrong
-    parameters = [one for one in tensors if one is not None]
-    if any(one.ndim == 2 and one.dtype != parts.to_out.weight.dtype for one in parameters):
-        return None
+    parameters: list[Tensor] = []
+    for one, size in zip(parts.tensors(), parts.sizes(x.shape[-1]), strict=True):
+        if one is None:
+            continue
+        if one.shape != size or (len(size) == 2 and one.dtype != parts.to_out.weight.dtype):
+            return None  # the layers say what is wrong
+        parameters.append(one)
     if isinstance(parts, WindowParts):
         keys = min(parts.window_size, x.shape[1]) * min(parts.window_size, x.shape[2])
         fits = parts.heads * parts.widths[0] % 16 == 0

@@ -70,26 +70,35 @@ class FeedForward(Branch):
         if torch.jit.is_scripting():
             return self._apply_layers(x)
         else:
-            if is_eager(x) and self._is_fusible(x, None):
-                return self._apply_fused(x, None)
-            return self._apply_layers(x)
+            out = self._apply_at_once(x, None, residual=False) if is_eager(x) else None
+            return self._apply_layers(x) if out is None else out
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
         parameters = norm_of(norm)
-        if parameters is None or not self._is_fusible(x, parameters):
-            out = self(norm(x))
-        elif residual and x.is_contiguous():  # a sum is laid out as x is, what the function gives is contiguous
-            return self._apply_fused(x, parameters, residual=True)
-        else:
-            out = self._apply_fused(x, parameters)
-        return x + out if residual else out
+        adds = residual and x.is_contiguous()  # a sum is laid out as x is, what comes at once is contiguous
+        out = None if parameters is None else self._apply_at_once(x, parameters, residual=adds)
+        if out is None:
+            out, adds = self(norm(x)), False
+        return x + out if residual and not adds else out
 
     def _apply_layers(self, x: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
 
-    def _apply_fused(self, x: Tensor, norm: Norm | None, *, residual: bool = False) -> Tensor:
-        layers = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
-        return feed_forward(x, *layers, norm=norm, residual=residual, dropout=probability_of(self.dropout))
+    def _apply_at_once(self, x: Tensor, norm: Norm | None, *, residual: bool) -> Tensor | None:
+        """The feed-forward of norm(x), plus x if wanted, as one step of autograd.
+
+        None where the layers are not just what they were made as, or of types that autocast does not mix.
+        """
+        fc1, fc2, dropout = self.fc1, self.fc2, self.dropout  # once: modules take a microsecond to find each
+        if not may_recompute(x) or not (is_plain(fc1) and is_plain(fc2) and is_plain(dropout, nn.Dropout)):
+            return None
+        layers = fc1.weight, fc1.bias, fc2.weight, fc2.bias
+        if layers[1] is None or layers[3] is None or not _fit(x, norm, layers):
+            return None  # PyTorch's layers say what is wrong
+        dtype, probability = product_dtype(x, norm, layers), probability_of(dropout)
+        if dtype is None or (probability > 0.0 and not can_drop(x, dtype, probability)):
+            return None
+        return feed_forward(x, *layers, norm=norm, dtype=dtype, residual=residual, dropout=probability)
 
     def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
         """The feed-forward of norm(x), plus x, as one operator, where compiled graphs had better call it as a whole.
@@ -111,16 +120,6 @@ class FeedForward(Branch):
             return None  # PyTorch's layers say what is wrong
         return _operator(x, norm.weight, norm.bias, *layers, norm.eps, dtype)
 
-    def _is_fusible(self, x: Tensor, norm: Norm | None) -> bool:
-        """Whether the layers are just what they were made as, and of one type, or of types that autocast mixes."""
-        if not may_recompute(x) or not self._is_plain() or self.fc1.bias is None or self.fc2.bias is None:
-            return False
-        parameters = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
-        if not _fit(x, norm, parameters):
-            return False  # PyTorch's layers say what is wrong
-        dtype, probability = product_dtype(x, norm, parameters), probability_of(self.dropout)
-        return dtype is not None and (probability == 0.0 or can_drop(x, dtype, probability))
-
     def _is_plain(self) -> bool:
         return is_plain(self.fc1) and is_plain(self.fc2) and is_plain(self.dropout, nn.Dropout)
 
@@ -132,9 +131,10 @@ def feed_forward(
     weight2: Tensor,
     bias2: Tensor,
     *,
-    norm: Norm | None = None,
-    residual: bool = False,
-    dropout: float = 0.0,
+    norm: Norm | None,
+    dtype: torch.dtype,
+    residual: bool,
+    dropout: float,
 ) -> Tensor:
     """dropout(linear(dropout(gelu(linear(norm(x)))))), which autograd records as one step.
 
@@ -145,14 +145,13 @@ def feed_forward(
         weight2: (c, f).
         bias2: (c).
         norm: The norm that x goes through first; None for none.
+        dtype: In which the layers multiply: the `product_dtype`.
         residual: Whether x is added to the result.
         dropout: Probability that an element is zeroed; above 0 only where one `can_drop`.
 
     Returns:
         (..., c).
     """
-    dtype = product_dtype(x, norm, (weight1, bias1, weight2, bias2))
-    assert dtype is not None
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
     settings = Settings(dtype, eps, residual, Dropout.drawn(dropout))
     arguments = x, norm_weight, norm_bias, weight1, bias1, weight2, bias2

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scalablevit.cells import cut_into_cells, fill_up_to_one_cell
 from scalablevit.convolutions import CellConv2d
 from scalablevit.dot_product import is_eager
-from scalablevit.kernels.parts import Layer, Reduction
+from scalablevit.kernels.parts import Reduction, layer_of
 from scalablevit.layers import Linear, PointwiseConv, is_plain
 from scalablevit.norms import normed
 from scalablevit.projections import Projection
@@ -106,7 +106,7 @@ class DepthwiseKeysValues(KeysValues):
             return None
         if norm is None or reduce.bias is None or not reduce.is_over_cells():
             return None
-        return Reduction(Layer(reduce.weight, reduce.bias), Layer(scaling.weight, scaling.bias), norm)
+        return Reduction(layer_of(reduce), layer_of(scaling), norm)
 
     def projection(self) -> Projection | None:
         layer = self.reduce

@@ -12,6 +12,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as of_all_modules
 
 from scalablevit.convolutions import MapConv2d
 from scalablevit.dot_product import is_eager
@@ -183,12 +184,11 @@ def is_plain(module: nn.Module, kind: type[nn.Module] = Linear) -> bool:
         return False
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
-    of_all = nn.modules.module
     return not (
-        of_all._global_forward_hooks
-        or of_all._global_forward_pre_hooks
-        or of_all._global_backward_hooks
-        or of_all._global_backward_pre_hooks
+        of_all_modules._global_forward_hooks
+        or of_all_modules._global_forward_pre_hooks
+        or of_all_modules._global_backward_hooks
+        or of_all_modules._global_backward_pre_hooks
     )
 
 

@@ -21,9 +21,10 @@ from scalablevit.products import add_product_, sum_of_rows
 
 def norm_of(module: nn.LayerNorm) -> Norm | None:
     """What the module is made of; None where it has no weight or no bias, or normalises more than the channels."""
-    if module.weight is None or module.bias is None or len(module.normalized_shape) != 1:
+    weight, bias = module.weight, module.bias  # once: modules take a microsecond to find a parameter
+    if weight is None or bias is None or len(module.normalized_shape) != 1:
         return None
-    return Norm(module.weight, module.bias, module.eps)
+    return Norm(weight, bias, module.eps)
 
 
 def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

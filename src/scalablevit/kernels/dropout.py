@@ -29,7 +29,7 @@ class Dropout(NamedTuple):
 
     def another(self) -> Dropout:
         """As likely, and of other elements."""
-        return self._replace(seed=self.seed ^ 1)
+        return Dropout(self.probability, self.seed ^ 1) if self.probability > 0.0 else self
 
     def factors(self, rows: int, width: int) -> Tensor:
         """What so many rows are multiplied with, (rows, width) in float32: `dropout.h` in PyTorch's operations."""

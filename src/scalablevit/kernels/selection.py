@@ -42,6 +42,8 @@ _FEWEST_LINES = 128
 # Rows of a product in float32 that are worth packing the other side for vectors.
 _FEWEST_ROWS = 256
 
+_PLAIN_TENSORS = Tensor, torch.nn.Parameter
+
 Choice = bool | Literal["auto"]
 _choices: dict[str, Choice] = {"triton": "auto", "native": "auto"}
 
@@ -191,7 +193,7 @@ def norm_kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
     for parameter in (weight, bias):
         if parameter.shape != x.shape[-1:] or parameter.dtype not in (x.dtype, torch.float32):
             return None
-        if type(parameter) not in (Tensor, torch.nn.Parameter) or parameter.device != x.device or parameter.is_neg():
+        if type(parameter) not in _PLAIN_TENSORS or parameter.device != x.device or parameter.is_neg():
             return None
     return rows_kernel(x, x.dtype)
 
@@ -210,7 +212,7 @@ def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -
     for parameter in parameters:
         if parameter is None:
             continue
-        if type(parameter) not in (Tensor, torch.nn.Parameter) or parameter.device != x.device:
+        if type(parameter) not in _PLAIN_TENSORS or parameter.device != x.device:
             return None
         if parameter.dtype not in (x.dtype, torch.float32) or not parameter.is_contiguous() or parameter.is_neg():
             return None
@@ -290,7 +292,7 @@ def depthwise_kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> A
     for parameter in (weight,) if bias is None else (weight, bias):
         if parameter.dtype not in (x.dtype, torch.float32) or parameter.device != x.device or parameter.is_neg():
             return None
-        if type(parameter) not in (Tensor, torch.nn.Parameter):
+        if type(parameter) not in _PLAIN_TENSORS:
             return None
     return None if _native(1, x) is None else _module("scalablevit.kernels.cpu.depthwise")
 
@@ -351,53 +353,48 @@ def _has_triton() -> bool:
 
 def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
     first = tensors[0]
-    if first.device.type != "cpu" or not 0 < keys <= most or _choices["native"] is False:
+    if not first.is_cpu or not 0 < keys <= most or _choices["native"] is False:
         return None
-    # The kernels read memory: subclasses, such as the fake tensors of compilation, have none, or of another kind.
-    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
-        return None
-    # What `is_neg` lies in memory without its sign.
-    if any(x.dtype != first.dtype or x.device != first.device or x.is_neg() for x in tensors):
-        return None
-    if first.dtype not in NATIVE_DTYPES or _is_transformed() or not _has_library():
+    dtype, device = first.dtype, first.device
+    for x in tensors:
+        # The kernels read memory: subclasses, such as the fake tensors of compilation, have none, or of another kind,
+        # and what `is_neg` lies in memory without its sign.
+        if type(x) not in _PLAIN_TENSORS or x.dtype != dtype or x.device != device or x.is_neg():
+            return None
+    if dtype not in NATIVE_DTYPES or _is_transformed() or not _has_library():
         return None
     if torch._C._len_torch_dispatch_stack():  # who counts or records what is called knows PyTorch's operations
         return None
     return _module("scalablevit.kernels.cpu.attention")
 
 
-def _convolves_faster() -> bool:
-    from scalablevit.kernels.cpu.compilation import library
+def _library() -> Any:
+    """The native kernels; None where there are none."""
+    return _module("scalablevit.kernels.cpu.compilation").library()
 
-    kernels = library()
+
+def _convolves_faster() -> bool:
+    kernels = _library()
     return kernels is not None and kernels.convolves_faster() == 1
 
 
 def _has_wide_vectors() -> bool:
-    from scalablevit.kernels.cpu.compilation import library
-
-    kernels = library()
+    kernels = _library()
     return kernels is not None and kernels.has_wide_vectors() == 1
 
 
 def _has_tiles() -> bool:
-    from scalablevit.kernels.cpu.compilation import library
-
-    kernels = library()
+    kernels = _library()
     return kernels is not None and kernels.has_tiles() == 1
 
 
 def _has_library() -> bool:
-    from scalablevit.kernels.cpu.compilation import library
-
-    return library() is not None
+    return _library() is not None
 
 
 def _fewest_rows(dtype: torch.dtype) -> int:
     """From how many rows on this processor's products of a type are faster than PyTorch's; 0 if there are none."""
-    from scalablevit.kernels.cpu.compilation import library
-
-    kernels = library()
+    kernels = _library()
     if kernels is None:
         return 0
     return int(kernels.fewest_rows_float32() if dtype == torch.float32 else kernels.fewest_rows_bfloat16())

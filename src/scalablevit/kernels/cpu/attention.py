@@ -157,7 +157,7 @@ def addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
         RuntimeError: If one is not in the machine's memory.
     """
     for tensor in tensors:
-        if tensor is not None and tensor.device.type != "cpu":
+        if tensor is not None and not tensor.is_cpu:
             raise RuntimeError(
                 f"a parameter is on {tensor.device}, what it is applied to on the CPU: move the one or the other"
             )
