@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from scalablevit.kernels.cpu import depthwise
 from scalablevit.kernels.cpu import rows as native_rows
 
 # Rows and channels: fewer than a vector has, a few more, and so many that threads share them and sums have parts.
@@ -72,12 +73,22 @@ def test_sums_over_rows_are_those_of_float64(launcher, case, dtype, size):
     assert (found.double() - x.double().sum(0)).abs().max() <= 1e-6 * x.double().abs().sum(0).max()
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_sums_are_the_same_each_time(launcher, threads):
-    x, before = torch.randn(1000, 100), torch.get_num_threads()
-    torch.set_num_threads(threads)
+def test_sums_are_the_same_bits_for_any_number_of_threads(launcher):
+    x, grad, weight = torch.randn(5000, 20), torch.randn(5000, 20), torch.randn(20)
+    moments, maps, cells = torch.rand(2, 5000).unbind(0), torch.randn(2, 3, 24, 24, 16), torch.randn(16, 1, 2, 2)
+
+    def sums():
+        of_norm = native_rows.differentiate_norm(grad, None, x, moments, weight, residual=None, out=torch.empty_like(x))
+        of_lim = depthwise.parameter_gradients(*maps, torch.empty(16, 1, 3, 3))
+        of_cells = depthwise.cell_gradients(maps[0, :, :12, :12].contiguous(), maps[1], cells, needs_x=False)[1:]
+        return [native_rows.sum_rows(x), *of_norm, *of_lim, *of_cells]
+
+    before, found = torch.get_num_threads(), []
     try:
-        first, *others = (native_rows.sum_rows(x) for _ in range(20))
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            found.append(sums())
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(first, other) for other in others)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))

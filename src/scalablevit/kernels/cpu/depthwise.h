@@ -1,5 +1,5 @@
-// Depthwise convolutions of channels-last maps, and gradients of their parameters: 3x3 with zeros around the map (LIM, PEG), and
-// over cells, whose sides are as long as the steps between them.
+// Depthwise convolutions of channels-last maps, and gradients of their parameters: 3x3 with zeros around the map (LIM, PEG),
+// and over cells, whose sides are as long as the steps between them.
 //
 // Axes: b batch, h height, w width, c channels, r positions along each side of a cell. Channels lie side by side. Taps come
 // before channels, in float32: (9, c) or (r * r, c).
@@ -78,10 +78,11 @@ void convolve_depthwise(const T* x, const float* weight, const float* bias, T* o
 template <typename T>
 void differentiate_depthwise(const T* grad, const T* x, float* out, int64_t b, int height, int width, int channels,
                              MapStrides strides, int threads) {
-  sum_rows_by_thread(b * height, 10 * channels, threads, {out}, [=](int64_t begin, int64_t end, ColumnSums* all) {
+  constexpr int64_t rows_of_part = 8;
+  float* const sums_of[] = {out};
+  sum_in_parts(b * height, rows_of_part, 10 * channels, 0, threads, sums_of, [=](int64_t begin, int64_t end, float* const* to) {
     for (int64_t row = begin; row < end; ++row) {
       const T *image = x + row / height * strides.b, *grads = grad + row * width * channels;
-      float* of_row = all->of_row();
       for_each_vector(channels, [&](int channel, int count) {
         Vector sums[10] = {};
         along_row(image, height, width, strides, (int)(row % height), 0, width, channel, count,
@@ -92,8 +93,8 @@ void differentiate_depthwise(const T* grad, const T* x, float* out, int64_t b, i
                     sums[9] += g;
                   });
         for (int i = 0; i < 10; ++i) {
-          float* to = of_row + i * channels + channel;
-          store_some(to, load_some(to, count) + sums[i], count);
+          float* of_tap = to[0] + i * channels + channel;
+          store_some(of_tap, load_some(of_tap, count) + sums[i], count);
         }
       });
     }
@@ -106,11 +107,13 @@ template <typename T>
 void differentiate_cells(const T* grad, const T* x, const float* weight, T* grad_x, float* of_parameters, int64_t b,
                          int height, int width, int channels, int r, int threads) {
   const int rows = height / r, columns = width / r, taps = r * r;
+  constexpr int64_t rows_of_part = 4;  // of cells
   const int of_all = (taps + 1) * channels;
-  sum_rows_by_thread(b * rows, of_all, threads, {of_parameters}, [=](int64_t begin, int64_t end, ColumnSums* all) {
+  float* const sums_of[] = {of_parameters};
+  sum_in_parts(b * rows, rows_of_part, of_all, 0, threads, sums_of, [=](int64_t begin, int64_t end, float* const* all) {
     for (int64_t row = begin; row < end; ++row) {
       const T* grads = grad + row * columns * channels;
-      float* sums = all->of_row();
+      float* sums = all[0];
       for (int tap = 0; tap < taps; ++tap) {
         const int64_t y = row / rows * height + row % rows * r + tap / r;
         const int64_t start = (y * width + tap % r) * channels;

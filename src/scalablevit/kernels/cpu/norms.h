@@ -50,50 +50,27 @@ void normalise(const T* x, const float* weight, const float* bias, T* out, float
   }
 }
 
-// Sums over rows, of as many columns. They are sums of those of some rows each, which round less than one long sum.
-class ColumnSums {
- public:
-  explicit ColumnSums(int width) : width_(width), some_(round_up(width, kLanes)), all_(some_.size()) {}
-
-  // What the columns of a row are to be added to.
-  float* of_row() {
-    if (count_++ == kRowsOfSum) {
-      move();
-      count_ = 1;
-    }
-    return some_.data();
-  }
-
-  void add_to(float* out) {
-    move();
-    for (int i = 0; i < width_; ++i) out[i] += all_[i];
-  }
-
- private:
-  static constexpr int kRowsOfSum = 128;
-
-  void move() {
-    for (size_t i = 0; i < some_.size(); ++i) all_[i] += some_[i], some_[i] = 0.0f;
-  }
-
-  int width_, count_ = 0;
-  std::vector<float> some_, all_;
-};
-
-// Calls `body(begin, end, sums)` for the rows of each thread, and adds its sums to `outs`, thread by thread: for one number of
-// threads sums are always the same.
+// Fills `outs`, (width) each, with sums over rows. `body(begin, end, sums)` is called for parts of so many rows, in parallel,
+// and adds theirs to sums[0], sums[1] and so on; `room` is what it may write beyond `width`. Parts are added one after the
+// other, whoever made them, so that sums are the same bits for any number of threads; short sums round less than long ones.
 template <int kSums, typename Body>
-inline void sum_rows_by_thread(int64_t rows, int width, int threads, float* const (&outs)[kSums], Body body) {
+inline void sum_in_parts(int64_t rows, int64_t rows_of_part, int width, int room, int threads, float* const (&outs)[kSums],
+                         Body body) {
   for (float* out : outs) std::fill(out, out + width, 0.0f);
-  if (rows * width <= kAlone) threads = 1;
-#pragma omp parallel for ordered schedule(static, 1) num_threads(threads)
-  for (int thread = 0; thread < threads; ++thread) {
-    std::vector<ColumnSums> sums(kSums, ColumnSums(width));
-    body(rows * thread / threads, rows * (thread + 1) / threads, sums.data());
+  const int64_t parts = (rows + rows_of_part - 1) / rows_of_part;
+#pragma omp parallel for ordered schedule(static, 1) num_threads(threads) if (parts > 1 && rows * width > kAlone)
+  for (int64_t part = 0; part < parts; ++part) {
+    std::vector<float> memory((size_t)kSums * (width + room));
+    float* sums[kSums];
+    for (int i = 0; i < kSums; ++i) sums[i] = memory.data() + (size_t)i * (width + room);
+    body(part * rows_of_part, std::min((part + 1) * rows_of_part, rows), sums);
 #pragma omp ordered
-    for (int i = 0; i < kSums; ++i) sums[i].add_to(outs[i]);
+    for (int i = 0; i < kSums; ++i)
+      for (int j = 0; j < width; ++j) outs[i][j] += sums[i][j];
   }
 }
+
+constexpr int64_t kRowsOfPart = 256;
 
 // Gradients of a norm with such moments: for x, plus `residual` if that is there, and for both parameters. That of the result
 // is the sum of `grad` and, if it is there, `second`.
@@ -101,13 +78,13 @@ template <typename T>
 void differentiate_norm(const T* grad, const T* second, const T* x, const float* means, const float* factors,
                         const float* weight, const T* residual, T* out, float* grad_weight, float* grad_bias, int64_t rows,
                         int width, int threads) {
-  sum_rows_by_thread(rows, width, threads, {grad_weight, grad_bias}, [=](int64_t begin, int64_t end, ColumnSums* sums) {
+  float* const sums_of[] = {grad_weight, grad_bias};
+  sum_in_parts(rows, kRowsOfPart, width, kLanes, threads, sums_of, [=](int64_t begin, int64_t end, float* const* sums) {
     std::vector<float> of_row(2 * round_up(width, kLanes));
-    float *grads = of_row.data(), *centred = grads + of_row.size() / 2;
+    float *grads = of_row.data(), *centred = grads + of_row.size() / 2, *to_weight = sums[0], *to_bias = sums[1];
     for (int64_t row = begin; row < end; ++row) {
       const int64_t start = row * width;
       const float mean = means[row], factor = factors[row];
-      float *to_weight = sums[0].of_row(), *to_bias = sums[1].of_row();
       Vector weighted = {}, turned = {};  // sums of gradients before the scale, and of their products with what was scaled
       for_each_vector(width, [&](int i, int count) {
         Vector g = load_some(grad + start + i, count);
@@ -133,11 +110,11 @@ void differentiate_norm(const T* grad, const T* second, const T* x, const float*
 // The sum of all rows.
 template <typename T>
 void sum_rows(const T* x, float* out, int64_t rows, int width, int threads) {
-  sum_rows_by_thread(rows, width, threads, {out}, [=](int64_t begin, int64_t end, ColumnSums* sums) {
-    for (int64_t row = begin; row < end; ++row) {
-      float* to = sums->of_row();
+  float* const sums_of[] = {out};
+  sum_in_parts(rows, kRowsOfPart, width, kLanes, threads, sums_of, [=](int64_t begin, int64_t end, float* const* sums) {
+    float* to = sums[0];
+    for (int64_t row = begin; row < end; ++row)
       for_each_vector(width, [&](int i, int count) { store(to + i, load(to + i) + load_some(x + row * width + i, count)); });
-    }
   });
 }
 
