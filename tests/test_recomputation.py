@@ -92,6 +92,27 @@ def test_gradients_are_those_of_plain_autograd(name, frozen, size):
 
 
 @every_branch
+@pytest.mark.parametrize("frozen", ["", "norm", "branch", "weight", "bias", "x"])
+@pytest.mark.parametrize("size", [(4, 6), (5, 3), (1, 1)], ids=str)
+def test_gradients_by_kernels_are_those_of_float64(name, frozen, size):
+    block, x = block_of(name, torch.float32), images_of(2, *size, DIM, dtype=torch.float32)
+    x.requires_grad_(frozen != "x")
+    for key, parameter in block.named_parameters():
+        parameter.requires_grad_(not (frozen and frozen in key))
+    exact, double = copy.deepcopy(block).double(), x.detach().double().requires_grad_(x.requires_grad)
+    inputs, of_exact = (
+        [tensor for tensor in (first, *module.parameters()) if tensor.requires_grad]
+        for first, module in ((x, block), (double, exact))
+    )
+    expected = plain(exact, double)
+    loss = torch.randn_like(expected)
+    found = torch.autograd.grad(block(x), inputs, loss.float())
+    for one, other in zip(found, torch.autograd.grad(expected, of_exact, loss), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-6)
+
+
+@every_branch
 def test_what_the_norm_gives_is_not_kept(name):
     block, x = block_of(name), images_of(2, 4, 6, DIM)
     normed = block.norm(x).detach()

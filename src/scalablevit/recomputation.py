@@ -33,9 +33,11 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     Without a weight it is `x` as it is. Under autocast it is what `torch.nn.functional.layer_norm` gives: of the type
     of `x` on a CPU, float32 elsewhere.
     """
-    if weight is None or bias is None:
+    if weight is None:
         return x, x, x
-    kernel = None if is_recorded(x, weight, bias) or is_batched(x) else norm_kernel(x, weight, bias)
+    kernel = None
+    if bias is not None and not is_recorded(x, weight, bias) and not is_batched(x):
+        kernel = norm_kernel(x, weight, bias)
     if kernel is None:
         normed, mean, rstd = torch.native_layer_norm(_norm_input(x, weight), x.shape[-1:], weight, bias, eps)
         return normed, mean, rstd
