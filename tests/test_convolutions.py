@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from scalablevit import convolutions
-from scalablevit.convolutions import CellConv2d, MapConv2d
+from scalablevit.cell_convolutions import CellConv2d, cell_convolution_gradients
+from scalablevit.convolutions import MapConv2d
 from scalablevit.kernels import use_native
 from tests.networks import randomise
 
@@ -109,3 +110,34 @@ def test_gradients_of_weights_on_a_map_of_one_position(by_operator):
         expected = torch.zeros(128, 64, 3, 3)
         expected[:, :, 1, 1] = x.float().sum(0).flatten()
         torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("change", ["groups", "types"])
+def test_the_operator_refuses_what_pytorch_refuses(change):
+    x, weight = torch.randn(1, 4, 4, 8), torch.randn(8, 1, 3, 3)
+    x, groups = (x, 1) if change == "groups" else (x.bfloat16(), 8)
+    with pytest.raises(RuntimeError):
+        torch.ops.scalablevit.map_convolution(x, weight, None, [1, 1], [1, 1], groups)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", [2, 3, 5])
+def test_cells_whose_weight_was_put_in_place_of_another_size(dtype, side):
+    """Steps of 4: gradients are those of what was convolved."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 13, 12, 8, dtype=dtype), torch.randn(8, 1, side, side, dtype=dtype)
+    out = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), weight, stride=4, groups=8).permute(0, 2, 3, 1)
+    grad = torch.randn_like(out)
+    found = cell_convolution_gradients(grad, x, weight, 4, (True, True, True))
+    images, double = x.double().permute(0, 3, 1, 2).requires_grad_(), weight.double().requires_grad_()
+    exact = torch.nn.functional.conv2d(images, double, stride=4, groups=8)
+    expected = torch.autograd.grad(exact, [images, double], grad.double().permute(0, 3, 1, 2))
+    torch.testing.assert_close(found[0].double(), expected[0].permute(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-5)
+
+
+def test_one_channel_in_half_precision():
+    module, x = CellConv2d(1, 2).bfloat16(), torch.randn(2, 8, 8, 1).bfloat16().requires_grad_()
+    with use_native(False):
+        module(x).sum().backward()
+    assert x.grad.shape == x.shape

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scalablevit.convolutions import CellConv2d, MapConv2d, _CellConvolution
+from scalablevit.cell_convolutions import CellConv2d, _CellConvolution
+from scalablevit.convolutions import MapConv2d
 from scalablevit.feed_forward import FeedForward
 from scalablevit.initialisation import initialise
 from scalablevit.layers import PEG, DropPath, PatchEmbedding

@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from scalablevit.cell_convolutions import CellConv2d
+from scalablevit.feed_forward import FeedForward
 from scalablevit.kernels import use_native
 from scalablevit.kernels.selection import rows_kernel
+from scalablevit.layers import PEG
 from scalablevit.norms import normed
 from tests.networks import randomise
 
@@ -100,3 +103,18 @@ def test_what_no_kernel_takes_is_pytorchs(norm, change):
     expected = torch.autograd.grad(norm(x).sin().sum(), [x, *norm.parameters()])
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_what_a_norm_gives_may_be_changed_in_place(norm):
+    x = torch.randn(3, 24, requires_grad=True)
+    found = torch.autograd.grad(normed(norm, x).mul_(2.0).sin().sum(), x)
+    expected = torch.autograd.grad((norm(x) * 2.0).sin().sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_of_zeros_that_have_no_memory(norm):
+    modules = [lambda x: normed(norm, x), PEG(24), FeedForward(24), CellConv2d(24, 2).bfloat16()]
+    for module in modules:
+        x = torch.randn(1, 6, 6, 24).to(torch.bfloat16 if isinstance(module, CellConv2d) else torch.float32)
+        torch.sgn(module(x.requires_grad_())).sum().backward()
+        assert not x.grad.any()

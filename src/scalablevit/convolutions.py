@@ -1,6 +1,6 @@
-"""Convolutions over channels-last maps: 3x3 ones by kernels of our own, and those whose cells do not overlap.
+"""Convolutions over channels-last maps, 3x3 ones by kernels of our own.
 
-Axes: b batch, h height, w width, c channels, r positions along each side of a cell. Maps are (b, h, w, c).
+Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalablevit.dot_product import is_eager
-from scalablevit.kernels.recording import call_kernel, is_batched
+from scalablevit.kernels.recording import call_kernel, in_memory
 from scalablevit.kernels.selection import convolution_kernel, depthwise_kernel, products_kernel
 from scalablevit.products import linear_by_kernel
 from scalablevit.recomputation import is_recorded, product_dtype, without_autocast
@@ -78,11 +78,17 @@ class MapConv2d(nn.Conv2d):
         if kernel is None:
             return None
 
+        needs_x, needs_parameters = (
+            x.requires_grad,
+            any(one is not None and one.requires_grad for one in (weight, bias)),
+        )
+
         def backward(grad: Tensor, x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor | None, ...]:
-            grad = grad.resolve_neg().contiguous()
-            grad_x = kernel.convolve(grad, weight.flip(2, 3), None, residual=residual)
-            of_weight, of_bias = kernel.parameter_gradients(grad, x, weight)
-            return grad_x, of_weight, *(of_bias.to(one.dtype) for one in bias)
+            grad, of_weight, of_bias = in_memory(grad), None, None
+            grad_x = kernel.convolve(grad, weight.flip(2, 3), None, residual=residual) if needs_x else None
+            if needs_parameters:
+                of_weight, of_bias = kernel.parameter_gradients(grad, x, weight)
+            return grad_x, of_weight, *(None if of_bias is None else of_bias.to(one.dtype) for one in bias)
 
         def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
@@ -198,10 +204,13 @@ def convolve(
 
 
 def _depthwise_3x3_kernel(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
 ) -> Any:
-    if weight.shape[2:] != (3, 3) or (*stride, *padding) != (1, 1, 1, 1):
+    """For the operator, whose tensors are of one type."""
+    if weight.shape[2:] != (3, 3) or (*stride, *padding) != (1, 1, 1, 1) or groups != x.shape[-1]:
         return None
+    if any(one is not None and one.dtype != x.dtype for one in (weight, bias)):
+        return None  # PyTorch says what is wrong
     return depthwise_kernel(x, weight, bias)
 
 
@@ -215,7 +224,7 @@ def _map_convolution(
     x = x.contiguous()
     if (kernel := convolution_kernel(x, weight, bias, stride, padding, groups)) is not None:
         return cast(Tensor, kernel.convolve(x, weight, bias))
-    if (kernel := _depthwise_3x3_kernel(x, weight, bias, stride, padding)) is not None:
+    if (kernel := _depthwise_3x3_kernel(x, weight, bias, stride, padding, groups)) is not None:
         return cast(Tensor, kernel.convolve(x, weight, bias))
     if x.shape[2] + 2 * padding[1] - weight.shape[3] < stride[1]:  # one position wide; see MapConv2d
         turned = convolve(x.transpose(1, 2), weight.transpose(2, 3), bias, stride[::-1], padding[::-1], groups)
@@ -248,9 +257,9 @@ def _map_convolution_backward(
         found = kernel.gradients(grad.contiguous(), x, weight, tuple(needs))
         grad_x, grad_weight, grad_bias = (none.clone() if one is None else one.contiguous() for one in found)
         return grad_x, grad_weight, grad_bias
-    kernel = _depthwise_3x3_kernel(x, weight, None, stride, padding)
+    kernel = _depthwise_3x3_kernel(x, weight, None, stride, padding, groups)
     if kernel is not None and x.stride(-1) == 1 and grad.dtype == x.dtype:
-        grad = grad.resolve_neg().contiguous()
+        grad = in_memory(grad)
         grad_x = kernel.convolve(grad, weight.flip(2, 3), None) if needs[0] else none
         of_parameters = kernel.parameter_gradients(grad, x, weight) if any(needs[1:]) else (none, none)
         grad_weight, grad_bias = (
@@ -307,97 +316,3 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _map_convolution.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-class CellConv2d(MapConv2d):
-    """A depthwise convolution over cells, kernel = stride = `cell`: (b, h, w, c) to (b, h // cell, w // cell, c).
-
-    On a CPU it has a backward pass of its own in half precision: PyTorch's takes 7 to 16 times as long there.
-    """
-
-    def __init__(self, dim: int, cell: int, **factory: Any) -> None:
-        super().__init__(dim, dim, cell, cell, groups=dim, **factory)
-        self.cell = cell
-
-    def is_over_cells(self) -> bool:
-        """Whether nobody changed what the convolution was made as."""
-        cell, settings = (self.cell, self.cell), (self.padding, self.dilation, self.padding_mode)
-        return self.stride == cell and self.groups == self.weight.shape[0] and settings == ((0, 0), (1, 1), "zeros")
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._convolve(x)
-        else:
-            if not _is_half_training(x, self.weight):
-                return super().forward(x)
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype) if self.bias is not None else None
-            out: Tensor = _CellConvolution.apply(x, weight, bias, self.cell)
-            return out
-
-
-def _is_half_training(x: Tensor, weight: Tensor) -> bool:
-    """Whether nothing but eager PyTorch looks, in half precision on a CPU, and a backward pass will come."""
-    if not is_eager(x) or not _is_half_on_cpu(x):
-        return False
-    if weight.dtype != x.dtype and not torch.is_autocast_enabled("cpu"):
-        return False  # PyTorch says what is wrong
-    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-
-
-def _is_half_on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-
-
-class _CellConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cell: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.cell, ctx.has_bias = cell, bias is not None
-        return convolve(x, weight, bias, (cell, cell), (0, 0), weight.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs = (*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2])
-        return *cell_convolution_gradients(grad, x, weight, ctx.cell, needs), None
-
-
-def cell_convolution_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, cell: int, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Those of a `CellConv2d` for its input, (b, h, w, c), weight and bias."""
-    dtype = x.dtype
-    kernel = None if is_recorded(grad, x, weight) or is_batched(grad) else depthwise_kernel(x, weight)
-    if kernel is not None and x.is_contiguous() and grad.dtype == dtype and type(grad) is Tensor:
-        natively = kernel.cell_gradients(grad.resolve_neg().contiguous(), x, weight, needs_x=needs[0])
-        grad_x, grad_weight, grad_bias = (one if need else None for one, need in zip(natively, needs, strict=True))
-        return grad_x, grad_weight, grad_bias
-    if goes_by_float32(x, dtype):
-        grad, x, weight = grad.float(), x.float(), weight.float()
-    elif _is_half_on_cpu(x):
-        return _cell_gradients(grad, x, weight, cell, needs)
-    grad, x = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
-    channels, strides = weight.shape[0], [cell, cell]
-    found = torch.ops.aten.convolution_backward(
-        grad, x, weight, [channels], strides, [0, 0], [1, 1], False, [0, 0], channels, list(needs)
-    )
-    grad_x, grad_weight, grad_bias = (None if one is None else one.to(dtype) for one in found)
-    return None if grad_x is None else grad_x.permute(0, 2, 3, 1), grad_weight, grad_bias
-
-
-def _cell_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, cell: int, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The same in products and sums."""
-    b, h, w, c = x.shape
-    rows, columns = h // cell, w // cell
-    grad = grad.contiguous().view(b, rows, 1, columns, 1, c)  # one value for each cell
-    grad_x = grad_weight = None
-    if needs[0]:
-        kernel = weight.view(c, cell, cell).permute(1, 2, 0).contiguous()
-        grad_x = (grad * kernel.view(1, 1, cell, 1, cell, c)).view(b, rows * cell, columns * cell, c)
-        grad_x = F.pad(grad_x, (0, 0, 0, w - columns * cell, 0, h - rows * cell))  # borders were dropped
-    if needs[1]:
-        cells = x[:, : rows * cell, : columns * cell].reshape(b, rows, cell, columns, cell, c)
-        grad_weight = (cells * grad).sum((0, 1, 3)).permute(2, 0, 1).reshape(weight.shape)
-    return grad_x, grad_weight, grad.sum((0, 1, 2, 3, 4)) if needs[2] else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scalablevit.kernels.cpu.rows import drop
 from scalablevit.kernels.dropout import Dropout
-from scalablevit.kernels.recording import is_batched
+from scalablevit.kernels.recording import in_memory, is_batched
 from scalablevit.kernels.selection import rows_kernel
 from scalablevit.recomputation import is_recorded, may_recompute
 
@@ -63,7 +63,7 @@ class _AddDropped(torch.autograd.Function):
         if needs_x and (torch.is_grad_enabled() or is_batched(grad) or torch._C._len_torch_dispatch_stack()):
             grad_x = ctx.dropout.applied_to(grad)
         elif needs_x:
-            grad_x = _drop(grad.resolve_neg().contiguous(), ctx.dropout)
+            grad_x = _drop(in_memory(grad), ctx.dropout)
         return None, grad if needs_residual else None, grad_x
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scalablevit.kernels.cpu import rows as native_rows
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
+from scalablevit.kernels.recording import in_memory
 from scalablevit.kernels.selection import feed_forward_gradients_kernel, products_kernel, rows_kernel
 from scalablevit.products import product, sum_of_rows
 from scalablevit.recomputation import Total, norm_gradients, normalise
@@ -137,8 +138,7 @@ def gradients(
         read = normed.to(settings.dtype)
         grad_out = grad_rows[part].to(settings.dtype)
         if drops:
-            grad_out = grad_out.resolve_neg().contiguous()
-            grad_out = native_rows.drop(grad_out, settings.dropout.another(), first_row=part.start)
+            grad_out = native_rows.drop(in_memory(grad_out), settings.dropout.another(), first_row=part.start)
         bias2_total.add_rows(grad_out)
         grad_hidden = product(grad_out, weight2)
         if kernel is not None:
@@ -182,7 +182,7 @@ def _gradients_at_once(
     if not (any(needs[:3]) and all(needs[3:6])):
         return None
     rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    grad_out = grad_rows.to(settings.dtype).resolve_neg().contiguous()
+    grad_out = in_memory(grad_rows.to(settings.dtype))
     weight1, bias1, weight2, _ = parameters
     kernel = feed_forward_gradients_kernel(grad_out, *parameters, hidden=weight1.shape[0])
     if kernel is None or weight1.dtype != weight2.dtype or rows.shape[0] == 0:
@@ -190,7 +190,7 @@ def _gradients_at_once(
     if settings.dropout.probability > 0.0:
         grad_out = native_rows.drop(grad_out, settings.dropout.another())
     normed, mean, rstd = normalise(rows, norm_weight, norm_bias, settings.eps)
-    read, layers = normed.to(settings.dtype).resolve_neg().contiguous(), (weight1, bias1, weight2)
+    read, layers = in_memory(normed.to(settings.dtype)), (weight1, bias1, weight2)
     grad_read, *found = kernel.differentiate_feed_forward(grad_out, read, layers, kept=kept, dropout=settings.dropout)
     found.append(sum_of_rows(grad_out))
     stream = grad_rows if settings.residual else None

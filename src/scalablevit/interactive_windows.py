@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.kernels.recording import call_kernel
+from scalablevit.kernels.recording import call_kernel, in_memory
 from scalablevit.kernels.selection import depthwise_kernel, takes_lim, windows_kernel
 from scalablevit.windows import _attend_in_windows
 
@@ -121,9 +121,9 @@ def _gradients(
 def _lim_parameter_gradients(grad: Tensor, value: Tensor, lim_weight: Tensor) -> tuple[Tensor, Tensor]:
     # These are sums over the whole batch, which no program of the attention kernels sees. Sums of parts would need
     # atomic additions, in no fixed order, or a second kernel: there is one for CPUs, and elsewhere PyTorch has it.
-    kernel = depthwise_kernel(value, lim_weight)
+    kernel = depthwise_kernel(value, lim_weight) if lim_weight.shape[2:] == (3, 3) else None
     if kernel is not None and grad.dtype == value.dtype:
-        of_parameters: tuple[Tensor, Tensor] = kernel.parameter_gradients(grad, value, lim_weight)
+        of_parameters: tuple[Tensor, Tensor] = kernel.parameter_gradients(in_memory(grad), value, lim_weight)
         return of_parameters
     channels = value.shape[-1]
     maps = grad.permute(0, 3, 1, 2), value.permute(0, 3, 1, 2)

@@ -12,8 +12,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalablevit.cell_convolutions import CellConv2d
 from scalablevit.cells import cut_into_cells, fill_up_to_one_cell
-from scalablevit.convolutions import CellConv2d
 from scalablevit.dot_product import is_eager
 from scalablevit.kernels.parts import Reduction, layer_of
 from scalablevit.layers import Linear, PointwiseConv, is_plain

@@ -34,16 +34,16 @@ def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
         return cast(Tensor, norm(x))
     if is_recorded(x, weight, bias):
         return cast(Tensor, _Norm.apply(eps, x, weight, bias))
-    return cast(Tensor, kernel.normalise(x.view(-1, x.shape[-1]), weight, bias, eps)).view(x.shape)
+    return cast(Tensor, kernel.normalise(x, weight, bias, eps))
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, eps: float, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        normed, mean, rstd = normalise(x, weight, bias, eps)
+        out, mean, rstd = normalise(x, weight, bias, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.eps = eps
-        return normed
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

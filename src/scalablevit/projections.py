@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scalablevit.convolutions import cell_convolution_gradients, convolve
+from scalablevit.cell_convolutions import cell_convolution_gradients
+from scalablevit.convolutions import convolve
 from scalablevit.kernels.parts import Norm
 from scalablevit.layers import linear
 from scalablevit.products import product, sum_of_rows

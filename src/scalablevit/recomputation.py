@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scalablevit.dot_product import is_eager
 from scalablevit.kernels.parts import Norm
-from scalablevit.kernels.recording import is_batched
+from scalablevit.kernels.recording import in_memory, is_batched
 from scalablevit.kernels.selection import norm_kernel
 from scalablevit.products import add_product_, sum_of_rows
 
@@ -42,7 +42,8 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
         normed, mean, rstd = torch.native_layer_norm(_norm_input(x, weight), x.shape[-1:], weight, bias, eps)
         return normed, mean, rstd
     mean, rstd = (torch.empty([*x.shape[:-1], 1], dtype=torch.float32, device=x.device) for _ in range(2))
-    return kernel.normalise(_rows(x), weight, bias, eps, moments=(mean, rstd)).view(x.shape), mean, rstd
+    # No view of rows: hooks may change in place what a function gives.
+    return kernel.normalise(x, weight, bias, eps, moments=(mean, rstd)), mean, rstd
 
 
 def norm_gradients(
@@ -107,15 +108,16 @@ def _norm_gradients_natively(
     read = *grads, x, *(() if residual is None else (residual,))
     if len(grads) > 2 or is_recorded(*read, weight) or any(is_batched(one) for one in read):
         return None
-    if any(one.dtype != x.dtype or one.shape != x.shape for one in read):
+    if any(one.dtype != x.dtype or one.shape != x.shape or one.device != x.device for one in read):
         return None
     kernel = norm_kernel(x, weight, bias)
-    if kernel is None or any(type(one) is not Tensor or one.device != x.device for one in grads):
-        return None  # a residual is a gradient of the same sort
+    if kernel is None or any(type(one) is not Tensor for one in read if one is not x):
+        return None
     moments = moments[0].float(), moments[1].float()
-    grad, *second = (_rows(one.resolve_neg().contiguous()) for one in grads)
+    grad, *second = (_rows(in_memory(one)) for one in grads)
     to = torch.empty_like(x) if out is None else out
-    stream = None if residual is None else _rows(residual.resolve_neg().contiguous())
+    assert to.dtype == x.dtype
+    stream = None if residual is None else _rows(in_memory(residual))
     of_parameters = kernel.differentiate_norm(
         grad, second[0] if second else None, _rows(x), moments, weight, residual=stream, out=_rows(to)
     )

@@ -1,4 +1,4 @@
-"""How an attention reads from the residual stream and writes to it, in passes of our own where nothing is recorded.
+"""How an attention reads from the residual stream and writes to it, in passes of our own.
 
 Axes: b batch, h height, w width, c channels.
 

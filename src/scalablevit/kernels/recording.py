@@ -36,6 +36,13 @@ def call_kernel(
     return forward(*tensors)
 
 
+def in_memory(grad: Tensor) -> Tensor:
+    """A gradient as a kernel reads it: contiguous, with its sign, and written out where PyTorch only notes zeros."""
+    if grad._is_zerotensor():
+        return torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
+    return grad.resolve_neg().contiguous()
+
+
 def is_batched(grad: Tensor) -> bool:
     """Whether these are several gradients at once, as in a vectorised Jacobian, which have no address in memory."""
     of = torch._C._functorch

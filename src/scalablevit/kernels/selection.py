@@ -109,7 +109,8 @@ def use_native(choice: Choice) -> _Restoration:
     They are C++, compiled for the machine's own processor when they are first wanted, which takes some seconds, and
     kept in the user's cache folder. They take float32 and bfloat16: attention in windows of up to 256 positions and to
     lists of as many keys, in float32 or with dropout of 65,536; products, and what the feed-forward does beside them;
-    dropout outside of compiled graphs; in float32 dense 3x3 convolutions. Layers in float32 on a matrix unit turn
+    norms; depthwise 3x3 convolutions; what training adds up; dropout outside of compiled graphs; in float32 dense 3x3
+    convolutions. Layers in float32 on a matrix unit turn
     infinity into NaN, and are slower than PyTorch's where others keep that unit busy. What they do not take, and
     everything where no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse
     mode only, like the Triton kernels. Under one seed kernels and PyTorch drop different elements: checkpointing wants
@@ -122,7 +123,7 @@ def use_native(choice: Choice) -> _Restoration:
     Args:
         choice: True for wherever they can run; False for nowhere; "auto", the default, for where they are faster:
             layers on processors with a matrix unit (Intel's AMX), on AMD's, and, in bfloat16, on any of x86-64 without
-            AVX-512; convolutions with AVX-512 and on AMD's; attention everywhere.
+            AVX-512; dense convolutions with AVX-512 and on AMD's; all else everywhere.
 
     Returns:
         An object that restores the choice before when it is used as a context manager.
@@ -190,12 +191,9 @@ def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
 
 def norm_kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
     """The module with a norm over the channels of x, (..., c), by such parameters, and with its gradients; or None."""
-    for parameter in (weight, bias):
-        if parameter.shape != x.shape[-1:] or parameter.dtype not in (x.dtype, torch.float32):
-            return None
-        if type(parameter) not in _PLAIN_TENSORS or parameter.device != x.device or parameter.is_neg():
-            return None
-    return rows_kernel(x, x.dtype)
+    if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
+        return None
+    return rows_kernel(x, x.dtype) if _are_parameters((weight, bias), x) else None
 
 
 def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> Any:
@@ -210,13 +208,9 @@ def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -
     if fewest == 0 or (_choices["native"] is not True and x.numel() < fewest * x.shape[-1]):
         return None
     for parameter in parameters:
-        if parameter is None:
-            continue
-        if type(parameter) not in _PLAIN_TENSORS or parameter.device != x.device:
+        if parameter is not None and not parameter.is_contiguous():
             return None
-        if parameter.dtype not in (x.dtype, torch.float32) or not parameter.is_contiguous() or parameter.is_neg():
-            return None
-    return _module("scalablevit.kernels.cpu.products")
+    return _module("scalablevit.kernels.cpu.products") if _are_parameters(parameters, x) else None
 
 
 def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
@@ -289,12 +283,9 @@ def depthwise_kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> A
         return None
     if weight.numel() == 0 or (bias is not None and bias.shape != channels):
         return None  # PyTorch says what is wrong
-    for parameter in (weight,) if bias is None else (weight, bias):
-        if parameter.dtype not in (x.dtype, torch.float32) or parameter.device != x.device or parameter.is_neg():
-            return None
-        if type(parameter) not in _PLAIN_TENSORS:
-            return None
-    return None if _native(1, x) is None else _module("scalablevit.kernels.cpu.depthwise")
+    if not _are_parameters((weight, bias), x) or _native(1, x) is None:
+        return None
+    return _module("scalablevit.kernels.cpu.depthwise")
 
 
 def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
@@ -358,8 +349,10 @@ def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
     dtype, device = first.dtype, first.device
     for x in tensors:
         # The kernels read memory: subclasses, such as the fake tensors of compilation, have none, or of another kind,
-        # and what `is_neg` lies in memory without its sign.
-        if type(x) not in _PLAIN_TENSORS or x.dtype != dtype or x.device != device or x.is_neg():
+        # zeros that PyTorch only notes have none, and what `is_neg` lies in memory without its sign.
+        if type(x) not in _PLAIN_TENSORS or x.dtype != dtype or x.device != device:
+            return None
+        if x.is_neg() or x._is_zerotensor():
             return None
     if dtype not in NATIVE_DTYPES or _is_transformed() or not _has_library():
         return None
@@ -368,24 +361,34 @@ def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
     return _module("scalablevit.kernels.cpu.attention")
 
 
+def _are_parameters(parameters: Sequence[Tensor | None], x: Tensor) -> bool:
+    """Whether kernels read these beside x: in its type or float32, in its memory, with their signs."""
+    dtype, device = x.dtype, x.device
+    for one in parameters:
+        if one is None:
+            continue
+        if type(one) not in _PLAIN_TENSORS or one.dtype not in (dtype, torch.float32) or one.device != device:
+            return False
+        if one.is_neg():
+            return False
+    return True
+
+
 def _library() -> Any:
     """The native kernels; None where there are none."""
     return _module("scalablevit.kernels.cpu.compilation").library()
 
 
 def _convolves_faster() -> bool:
-    kernels = _library()
-    return kernels is not None and kernels.convolves_faster() == 1
+    return _library() is not None and _library().convolves_faster() == 1
 
 
 def _has_wide_vectors() -> bool:
-    kernels = _library()
-    return kernels is not None and kernels.has_wide_vectors() == 1
+    return _library() is not None and _library().has_wide_vectors() == 1
 
 
 def _has_tiles() -> bool:
-    kernels = _library()
-    return kernels is not None and kernels.has_tiles() == 1
+    return _library() is not None and _library().has_tiles() == 1
 
 
 def _has_library() -> bool:
@@ -394,8 +397,7 @@ def _has_library() -> bool:
 
 def _fewest_rows(dtype: torch.dtype) -> int:
     """From how many rows on this processor's products of a type are faster than PyTorch's; 0 if there are none."""
-    kernels = _library()
-    if kernels is None:
+    if (kernels := _library()) is None:
         return 0
     return int(kernels.fewest_rows_float32() if dtype == torch.float32 else kernels.fewest_rows_bfloat16())
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scalablevit.kernels.cpu.compilation import library
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
+from scalablevit.kernels.recording import in_memory
 
 
 def attend_in_windows(
@@ -196,5 +197,6 @@ def _empty_with_heads_inside(x: Tensor, width: int) -> Tensor:
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
-    x = x.resolve_neg()  # gradients may lie in memory without their sign
+    if x.is_neg() or x._is_zerotensor():  # as gradients may be
+        return in_memory(x)
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,8 +1,8 @@
 """Calls the C++ kernels for depthwise convolutions (`depthwise.h`): 3x3 with zeros around the map, and over cells.
 
 Axes: b batch, h height, w width, c channels, r positions along each side of a cell. Maps are (b, h, w, c), on a CPU,
-of a type that `selection.depthwise_kernel` was asked about; weights are (c, 1, 3, 3) or (c, 1, r, r), of any floating
-type.
+of a type that `selection.depthwise_kernel` was asked about; weights are (c, 1, 3, 3) or (c, 1, r, r), of that type or
+float32.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def parameter_gradients(grad: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, 
     """Of weight and bias of a 3x3 convolution of a map of any strides, from that of its result.
 
     Args:
-        grad: (b, h, w, c).
+        grad: (b, h, w, c), contiguous.
         x: (b, h, w, c).
-        like: The weight.
+        like: The weight, (c, 1, 3, 3).
 
     Returns:
         Both of the type of `like`.
     """
     out = torch.empty((10, x.shape[-1]), dtype=torch.float32, device=x.device)
     x = x if x.stride(-1) == 1 else x.contiguous()
-    grad, strides = grad.resolve_neg().contiguous(), (ctypes.c_int64 * 3)(*x.stride()[:3])
+    strides = (ctypes.c_int64 * 3)(*x.stride()[:3])
     call("differentiate_depthwise", x.dtype, *addresses(grad, x, out), *_sizes(x), strides)
     return _parameters(out, like)
 

@@ -2,7 +2,7 @@
 stream, and sums over positions.
 
 Axes: rows are positions, c channels. Tensors are (rows, c), contiguous, on a CPU, of a type that
-`selection.rows_kernel` was asked about; parameters, (c), are of any floating type.
+`selection.rows_kernel` was asked about; parameters, (c), are of that type or float32.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ def normalise(
     """LayerNorm over the channels.
 
     Args:
-        x: (rows, c).
+        x: (..., c), as the result is.
         weight: (c).
         bias: (c).
         eps: Added to the variance.
-        moments: Where mean and 1 / standard deviation of each row go: two of (rows), float32, contiguous.
+        moments: Where mean and 1 / standard deviation of each row go: two in float32, contiguous.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     weight, bias = as_float(weight), as_float(bias)
     mean, rstd = (None, None) if moments is None else moments
-    call("normalise", x.dtype, *addresses(x, weight, bias, out, mean, rstd), *_sizes(x), ctypes.c_float(eps))
+    width = x.shape[-1]
+    rows = ctypes.c_int64(x.numel() // max(width, 1))
+    call("normalise", x.dtype, *addresses(x, weight, bias, out, mean, rstd), rows, width, ctypes.c_float(eps))
     return out
 
 
