@@ -7,6 +7,8 @@ from scalablevit import convolutions
 from scalablevit.cell_convolutions import CellConv2d, cell_convolution_gradients
 from scalablevit.convolutions import MapConv2d
 from scalablevit.kernels import use_native
+from scalablevit.kernels.selection import rows_kernel
+from scalablevit.layers import PEG
 from tests.networks import randomise
 
 LAYERS = {
@@ -120,7 +122,7 @@ def test_the_operator_refuses_what_pytorch_refuses(change):
         torch.ops.scalablevit.map_convolution(x, weight, None, [1, 1], [1, 1], groups)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("side", [2, 3, 5])
 def test_cells_whose_weight_was_put_in_place_of_another_size(dtype, side):
     """Steps of 4: gradients are those of what was convolved."""
@@ -132,8 +134,9 @@ def test_cells_whose_weight_was_put_in_place_of_another_size(dtype, side):
     images, double = x.double().permute(0, 3, 1, 2).requires_grad_(), weight.double().requires_grad_()
     exact = torch.nn.functional.conv2d(images, double, stride=4, groups=8)
     expected = torch.autograd.grad(exact, [images, double], grad.double().permute(0, 3, 1, 2))
-    torch.testing.assert_close(found[0].double(), expected[0].permute(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-5)
+    for one, other in zip(found, (expected[0].permute(0, 2, 3, 1), expected[1]), strict=False):
+        assert one.dtype == dtype
+        assert float((one - other).norm()) <= max(torch.finfo(dtype).eps, 1e-6) * float(other.norm())
 
 
 def test_one_channel_in_half_precision():
@@ -141,3 +144,32 @@ def test_one_channel_in_half_precision():
     with use_native(False):
         module(x).sum().backward()
     assert x.grad.shape == x.shape
+
+
+@pytest.mark.skipif(rows_kernel(torch.zeros(1, 1), torch.float32) is None, reason="no compiler")
+@pytest.mark.parametrize("by", ["PEG", "module", "operator"])
+@pytest.mark.parametrize("frozen", ["", "x", "weight", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_depthwise_ones_by_kernels_are_those_of_float64(dtype, frozen, by, monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "conv2d", None)  # PyTorch is not asked
+    peg = randomise(PEG(24)).to(dtype)
+    x = torch.randn(2, 5, 7, 24).to(dtype)
+    tensors = {"x": x, "weight": peg.conv.weight, "bias": peg.conv.bias}
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name != frozen)
+    if by == "operator":
+        out = torch.ops.scalablevit.map_convolution(*tensors.values(), [1, 1], [1, 1], 24)
+    else:
+        out = peg(x) if by == "PEG" else peg.conv(x)
+    grad, needed = torch.randn_like(out), [name for name in tensors if name != frozen]
+    found = torch.autograd.grad(out, [tensors[name] for name in needed], grad)
+    monkeypatch.undo()
+
+    wide = {name: tensor.detach().double().requires_grad_() for name, tensor in tensors.items()}
+    images = wide["x"].permute(0, 3, 1, 2)
+    exact = torch.nn.functional.conv2d(images, wide["weight"], wide["bias"], padding=1, groups=24).permute(0, 2, 3, 1)
+    exact = exact + wide["x"] if by == "PEG" else exact
+    expected = torch.autograd.grad(exact, [wide[name] for name in needed], grad.double())
+    for one, other in zip((out, *found), (exact, *expected), strict=True):
+        assert one.dtype == dtype
+        assert float((one - other).detach().norm()) <= max(torch.finfo(dtype).eps, 1e-6) * float(other.detach().norm())

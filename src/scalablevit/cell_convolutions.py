@@ -85,7 +85,7 @@ def cell_convolution_gradients(
             return grad_x, grad_weight, grad_bias
     if goes_by_float32(x, dtype):
         grad, x, weight = grad.float(), x.float(), weight.float()
-    elif _is_half_on_cpu(x):
+    elif _is_half_on_cpu(x) and weight.shape[2:] == (cell, cell):
         return _cell_gradients(grad, x, weight, cell, needs)
     grad, x = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
     channels, strides = weight.shape[0], [cell, cell]

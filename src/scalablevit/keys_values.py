@@ -110,7 +110,9 @@ class DepthwiseKeysValues(KeysValues):
 
     def projection(self) -> Projection | None:
         layer = self.reduce
-        return Projection(layer.weight, layer.bias, layer.cell) if is_plain(layer, CellConv2d) else None
+        if not is_plain(layer, CellConv2d) or not layer.is_over_cells():
+            return None
+        return Projection(layer.weight, layer.bias, layer.cell)
 
     def after_projection(self, x: Tensor) -> list[Tensor]:
         x = self.scale_channels(x.flatten(1, 2))  # (b, k, c)

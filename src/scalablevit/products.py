@@ -44,13 +44,9 @@ def sum_of_rows(rows: Tensor) -> Tensor:
 
 def _kernel_for(left: Tensor, right: Tensor, *, in_float32: bool = False) -> Any:
     """What multiplies two matrices; None where nothing does, or autograd or a transform has to see it."""
-    if (
-        left._is_zerotensor()
-        or right._is_zerotensor()
-        or left.dtype != right.dtype
-        or left.device != right.device
-        or left.shape[-1:] != right.shape[:1]
-    ):
+    if left.dtype != right.dtype or left.device != right.device or left.shape[-1:] != right.shape[:1]:
+        return None
+    if right._is_zerotensor():  # zeros that PyTorch only notes; about the left side the selection asks
         return None
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
         return None

@@ -35,7 +35,7 @@ def test_the_choice_holds_until_it_is_changed_or_its_block_ends():
 
 
 def test_automatic_means_off_while_nothing_is_measured():
-    assert selection._choices["triton"] == "auto"
+    assert selection.choices["triton"] == "auto"
     assert not selection.is_wanted(GPU)
 
 
@@ -65,7 +65,7 @@ def test_without_triton_all_works_and_only_switching_on_says_so(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ImportError, match="pip install triton"):
         use_triton(True)
-    monkeypatch.setitem(selection._choices, "triton", True)
+    monkeypatch.setitem(selection.choices, "triton", True)
     assert not selection.takes_windows(*MAPS, 2, 3)
     assert window_attention(*MAPS, 2, 3, 0.5).shape == (1, 5, 6, 8)
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from scalablevit.kernels.switches import Choice, Restoration, choices, choose
 
 # How many tokens a window and how many channels a head may have, one pair or another. All scores of a window lie in
 # registers, twice in the backward pass, and float32 takes more of them: up to here nothing spills, in half precision
@@ -44,34 +45,8 @@ _FEWEST_ROWS = 256
 
 _PLAIN_TENSORS = Tensor, torch.nn.Parameter
 
-Choice = bool | Literal["auto"]
-_choices: dict[str, Choice] = {"triton": "auto", "native": "auto"}
 
-
-class _Restoration:
-    """What a switch gives back: as a context manager it restores the choice before."""
-
-    def __init__(self, kind: str, before: Choice) -> None:
-        self.kind = kind
-        self.before = before
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        _choices[self.kind] = self.before
-
-
-def _choose(kind: str, choice: Choice) -> _Restoration:
-    if not isinstance(choice, bool) and choice != "auto":
-        raise ValueError(f'choice is {choice!r}; it must be True, False or "auto"')
-    before, _choices[kind] = _choices[kind], choice
-    return _Restoration(kind, before)
-
-
-def use_triton(choice: Choice) -> _Restoration:
+def use_triton(choice: Choice) -> Restoration:
     """Switches the Triton kernels on or off, for the whole process.
 
     What a kernel does not take runs as ever, through PyTorch's scaled_dot_product_attention, whatever the choice. The
@@ -100,21 +75,20 @@ def use_triton(choice: Choice) -> _Restoration:
     """
     if choice is True and not _has_triton():
         raise ImportError("triton is not installed: pip install triton, or leave the choice at 'auto'")
-    return _choose("triton", choice)
+    return choose("triton", choice)
 
 
-def use_native(choice: Choice) -> _Restoration:
+def use_native(choice: Choice) -> Restoration:
     """Switches the native kernels for CPUs on or off, for the whole process.
 
     They are C++, compiled for the machine's own processor when they are first wanted, which takes some seconds, and
     kept in the user's cache folder. They take float32 and bfloat16: attention in windows of up to 256 positions and to
     lists of as many keys, in float32 or with dropout of 65,536; products, and what the feed-forward does beside them;
-    norms; depthwise 3x3 convolutions; what training adds up; dropout outside of compiled graphs; in float32 dense 3x3
-    convolutions. Layers in float32 on a matrix unit turn
-    infinity into NaN, and are slower than PyTorch's where others keep that unit busy. What they do not take, and
-    everything where no compiler is found, runs through PyTorch. Those of attention have first derivatives in reverse
-    mode only, like the Triton kernels. Under one seed kernels and PyTorch drop different elements: checkpointing wants
-    one choice for both passes.
+    norms; depthwise 3x3 convolutions; sums of gradients; dropout outside of compiled graphs; in float32 dense 3x3
+    convolutions. Layers in float32 on a matrix unit turn infinity into NaN, and are slower than PyTorch's where others
+    keep that unit busy. What they do not take, and everything where no compiler is found, runs through PyTorch. Those
+    of attention have first derivatives in reverse mode only, like the Triton kernels. Under one seed kernels and
+    PyTorch drop different elements: checkpointing wants one choice for both passes.
 
         scalablevit.kernels.use_native(False)  # from here on
         with scalablevit.kernels.use_native(False):  # only inside
@@ -134,7 +108,7 @@ def use_native(choice: Choice) -> _Restoration:
     """
     if choice is True and not _has_library():
         raise RuntimeError("the native kernels cannot be compiled here; install g++, or leave the choice at 'auto'")
-    return _choose("native", choice)
+    return choose("native", choice)
 
 
 def is_wanted(device: torch.device) -> bool:
@@ -144,19 +118,19 @@ def is_wanted(device: torch.device) -> bool:
     CPUs (docs/performance.md). Of the Triton kernels nothing has been measured on a GPU, so for them it means nowhere.
     benchmarks/gpu_kernels.py makes the figures.
     """
-    if _choices["triton"] is True:
+    if choices["triton"] is True:
         return True
-    return device.type == "cpu" and _choices["native"] is not False and _has_library()
+    return device.type == "cpu" and choices["native"] is not False and _has_library()
 
 
 def multiplies_any_rows(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether native products of a type run however few rows there are; no question of tensors, so for compilers."""
     if device.type != "cpu" or dtype not in NATIVE_DTYPES:
         return False
-    if _choices["native"] is False or _choices["triton"] is True:
+    if choices["native"] is False or choices["triton"] is True:
         return False
     fewest = _fewest_rows(dtype)
-    return fewest == 1 or (fewest > 0 and _choices["native"] is True)
+    return fewest == 1 or (fewest > 0 and choices["native"] is True)
 
 
 def windows_kernel(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> Any:
@@ -205,7 +179,7 @@ def products_kernel(x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -
     if dtype != x.dtype or _native(1, x) is None:
         return None
     fewest = _fewest_rows(dtype)
-    if fewest == 0 or (_choices["native"] is not True and x.numel() < fewest * x.shape[-1]):
+    if fewest == 0 or (choices["native"] is not True and x.numel() < fewest * x.shape[-1]):
         return None
     for parameter in parameters:
         if parameter is not None and not parameter.is_contiguous():
@@ -220,7 +194,7 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
     packed, and in bfloat16, unless sums are not to be rounded to that; on vectors in bfloat16 with AVX-512, and in
     float32 without it or with few rows (docs/log.md).
     """
-    if _choices["native"] is not True:
+    if choices["native"] is not True:
         is_float32 = left.dtype == torch.float32
         if _has_tiles():
             if min(left.shape[0], right.shape[1]) < _FEWEST_LINES if is_float32 else not in_float32:
@@ -241,7 +215,7 @@ def feed_forward_gradients_kernel(x: Tensor, *parameters: Tensor | None, hidden:
         return None
     if not _has_tiles() and (x.dtype != torch.float32 or not _has_wide_vectors()):
         return None
-    if _choices["native"] is not True and x.shape[0] < 2 * x.shape[1]:
+    if choices["native"] is not True and x.shape[0] < 2 * x.shape[1]:
         return None
     return products_kernel(x, x.dtype, *parameters)
 
@@ -251,7 +225,7 @@ def blocks_kernel(
 ) -> Any:
     """The module with whole attentions of the map x to so many keys, in products of `dtype`; or None."""
     fits = 0 < list_keys <= MAX_NATIVE_LIST.get(dtype, 0) and 0 < window_keys <= MAX_NATIVE_KEYS
-    if not fits or _choices["triton"] is True or products_kernel(x, dtype, *parameters) is None:
+    if not fits or choices["triton"] is True or products_kernel(x, dtype, *parameters) is None:
         return None
     return _module("scalablevit.kernels.cpu.blocks")
 
@@ -271,7 +245,7 @@ def convolution_kernel(
         return None  # PyTorch says what is wrong
     if torch.is_autocast_enabled("cpu") or _native(1, x, weight, *(() if bias is None else (bias,))) is None:
         return None
-    if _choices["native"] is not True and not (_convolves_faster() and min(weight.shape[:2]) >= _FEWEST_CHANNELS):
+    if choices["native"] is not True and not (_convolves_faster() and min(weight.shape[:2]) >= _FEWEST_CHANNELS):
         return None
     return _module("scalablevit.kernels.cpu.convolution")
 
@@ -290,7 +264,7 @@ def depthwise_kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> A
 
 def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
     """Whether the Triton window attention kernels run on (b, h, w, 2 * n * d) and (b, h, w, n * d')."""
-    if not (_choices["triton"] is True and _can_run(query_key, value)):
+    if not (choices["triton"] is True and _can_run(query_key, value)):
         return False
     height, width = value.shape[1:3]
     tokens = min(window_size, height) * min(window_size, width)
@@ -302,7 +276,7 @@ def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int
 
 def takes_lists(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the Triton short attention kernels run on (b, n, q, d), (b, n, k, d) and (b, n, k, d')."""
-    if not (_choices["triton"] is True and _can_run(query, key, value)) or value.dtype not in LIST_DTYPES:
+    if not (choices["triton"] is True and _can_run(query, key, value)) or value.dtype not in LIST_DTYPES:
         return False
     return 0 < key.shape[2] <= MAX_KEYS and max(query.shape[-1], value.shape[-1]) <= MAX_LIST_WIDTH
 
@@ -344,7 +318,7 @@ def _has_triton() -> bool:
 
 def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
     first = tensors[0]
-    if not first.is_cpu or not 0 < keys <= most or _choices["native"] is False:
+    if not first.is_cpu or not 0 < keys <= most or choices["native"] is False:
         return None
     dtype, device = first.dtype, first.device
     for x in tensors:
