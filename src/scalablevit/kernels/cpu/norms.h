@@ -50,23 +50,26 @@ void normalise(const T* x, const float* weight, const float* bias, T* out, float
   }
 }
 
-// Fills `outs`, (width) each, with sums over rows. `body(begin, end, sums)` is called for parts of so many rows, in parallel,
-// and adds theirs to sums[0], sums[1] and so on; `room` is what it may write beyond `width`. Parts are added one after the
-// other, whoever made them, so that sums are the same bits for any number of threads; short sums round less than long ones.
+// Fills `outs`, of so many numbers each, with sums over rows. `body(begin, end, sums)` is called for parts of so many rows, in
+// parallel, and adds theirs to sums[0], sums[1] and so on; `room` is what it may write beyond them. Parts are added one after
+// the other at the end, so that sums are the same bits for any number of threads, and no thread waits for another in between.
 template <int kSums, typename Body>
-inline void sum_in_parts(int64_t rows, int64_t rows_of_part, int width, int room, int threads, float* const (&outs)[kSums],
+inline void sum_in_parts(int64_t rows, int64_t rows_of_part, int numbers, int room, int threads, float* const (&outs)[kSums],
                          Body body) {
-  for (float* out : outs) std::fill(out, out + width, 0.0f);
-  const int64_t parts = (rows + rows_of_part - 1) / rows_of_part;
-#pragma omp parallel for ordered schedule(static, 1) num_threads(threads) if (parts > 1 && rows * width > kAlone)
+  static thread_local std::vector<float> kept;
+  const int64_t parts = (rows + rows_of_part - 1) / rows_of_part, stride = numbers + room;
+  kept.assign(parts * kSums * stride, 0.0f);
+  float* const all = kept.data();  // (parts, kSums, stride)
+#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1 && rows * numbers > kAlone)
   for (int64_t part = 0; part < parts; ++part) {
-    std::vector<float> memory((size_t)kSums * (width + room));
     float* sums[kSums];
-    for (int i = 0; i < kSums; ++i) sums[i] = memory.data() + (size_t)i * (width + room);
+    for (int i = 0; i < kSums; ++i) sums[i] = all + (part * kSums + i) * stride;
     body(part * rows_of_part, std::min((part + 1) * rows_of_part, rows), sums);
-#pragma omp ordered
-    for (int i = 0; i < kSums; ++i)
-      for (int j = 0; j < width; ++j) outs[i][j] += sums[i][j];
+  }
+  for (int i = 0; i < kSums; ++i) {
+    std::fill(outs[i], outs[i] + numbers, 0.0f);
+    for (int64_t part = 0; part < parts; ++part)
+      for (int j = 0; j < numbers; ++j) outs[i][j] += all[(part * kSums + i) * stride + j];
   }
 }
 
