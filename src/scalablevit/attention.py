@@ -18,10 +18,10 @@ from scalablevit.design import Design
 from scalablevit.dot_product import attend, is_exporting, is_traced, merge_heads, split_heads
 from scalablevit.dropping import probability_of
 from scalablevit.interactive_windows import interactive_window_attention
-from scalablevit.kernels.parts import ListParts, WindowParts, layer_of
+from scalablevit.kernels.parts import ListParts, WindowParts
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.keys_values import DenseKeysValues, DepthwiseKeysValues, KeysValues, LinearKeysValues
-from scalablevit.layers import Branch, Linear, is_plain, is_plain_with, linear
+from scalablevit.layers import Branch, Linear, children_of, is_plain, is_plain_with, linear, plain_layer, plain_norm
 from scalablevit.norms import normed
 from scalablevit.projections import Projection, is_worthwhile, normed_projections
 from scalablevit.recomputation import norm_of
@@ -106,24 +106,23 @@ class ScalableSelfAttention(Branch):
 
     def _parts(self, norm: nn.LayerNorm) -> ListParts | None:
         """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
-        keys_values, before, reduction, factor = self.keys_values, norm_of(norm), None, 1
+        children, before, reduction, factor, heads = children_of(self), plain_norm(norm), None, 1, self.heads
+        keys_values, dropout = children["keys_values"], children["dropout"]
         if isinstance(keys_values, DepthwiseKeysValues) and is_plain(keys_values, DepthwiseKeysValues):
             reduction, factor = keys_values.reduction(), keys_values.reduction_factor
             if reduction is None:
                 return None
         elif not isinstance(keys_values, LinearKeysValues) or not is_plain(keys_values, LinearKeysValues):
             return None
-        to_q, to_kv, to_out, dropout = self.to_q, keys_values.to_kv, self.to_out, self.dropout
-        if before is None or not (is_plain(to_q) and is_plain(to_kv) and is_plain(to_out)):
+        to_q, to_kv = plain_layer(children["to_q"]), plain_layer(children_of(keys_values)["to_kv"])
+        to_out = plain_layer(children["to_out"])
+        if before is None or to_q is None or to_kv is None or to_out is None or not is_plain(dropout, nn.Dropout):
             return None
-        if not is_plain(dropout, nn.Dropout) or probability_of(dropout) > 0.0:
+        if probability_of(dropout) > 0.0 or (self.training and self.attention_dropout > 0.0):
             return None
-        if self.training and self.attention_dropout > 0.0:
-            return None
-        key_width, value_width = (width // self.heads for width in keys_values.widths)
-        widths = key_width, value_width
-        layers = layer_of(to_q), reduction, layer_of(to_kv), layer_of(to_out)
-        return ListParts(before, *layers, self.heads, widths, factor, self.scale)
+        of_keys, of_values = keys_values.widths
+        widths = of_keys // heads, of_values // heads
+        return ListParts(before, to_q, reduction, to_kv, to_out, heads, widths, factor, self.scale)
 
     def _projections(self) -> list[Projection] | None:
         """The two layers that read the norm; None where one is not just what it was made as."""
@@ -212,19 +211,21 @@ class InteractiveWindowedSelfAttention(Branch):
 
     def _parts(self, norm: nn.LayerNorm) -> WindowParts | None:
         """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
-        attention, lim, before = self.attention, self.lim, norm_of(norm)
+        children, before = children_of(self), plain_norm(norm)
+        attention, dropout, convolution = children["attention"], children["dropout"], children["lim"]
         if not isinstance(attention, WindowAttention) or not is_plain(attention, WindowAttention) or before is None:
             return None
-        to_qkv, to_out, dropout = self.to_qkv, self.to_out, self.dropout
-        if not (is_plain(to_qkv) and is_plain(to_out) and is_plain(dropout, nn.Dropout)):
+        to_qkv, to_out = plain_layer(children["to_qkv"]), plain_layer(children["to_out"])
+        lim = plain_layer(convolution, MapConv2d)
+        if to_qkv is None or to_out is None or lim is None or not is_plain(dropout, nn.Dropout):
             return None
-        if not is_plain(lim, MapConv2d) or lim.bias is None or not lim.is_depthwise_3x3():
+        if lim.bias is None or not convolution.is_depthwise_3x3():
             return None
         if (attention.training and attention.attention_dropout > 0.0) or probability_of(dropout) > 0.0:
             return None
-        heads, layers = attention.heads, (layer_of(to_qkv), layer_of(lim), layer_of(to_out))
+        heads = attention.heads
         widths = self.widths[0] // (2 * heads), self.widths[1] // heads
-        return WindowParts(before, *layers, heads, widths, attention.window_size, attention.scale)
+        return WindowParts(before, to_qkv, lim, to_out, heads, widths, attention.window_size, attention.scale)
 
     def _projections(self) -> list[Projection] | None:
         """One product for queries and keys and one for values, as in `split_linear`; None if an adapter wants a say."""

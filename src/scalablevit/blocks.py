@@ -18,10 +18,14 @@ from torch import Tensor
 
 from scalablevit.cells import fill_up_to_one_cell
 from scalablevit.dot_product import merge_heads, split_heads
+from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.parts import Layer, ListParts, Norm, WindowParts
-from scalablevit.kernels.selection import blocks_kernel, multiplies_any_rows
+from scalablevit.kernels.remembered import remembered
+from scalablevit.kernels.selection import blocks_kernel, is_readable, multiplies_any_rows
+from scalablevit.kernels.switches import choices
 from scalablevit.recomputation import (
     are_plain,
+    autocast_dtype,
     is_recorded,
     may_be_transformed,
     may_recompute,
@@ -36,8 +40,7 @@ def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool)
     tensors = parts.tensors()
     if not may_recompute(x) or is_recorded(x, *tensors):
         return None
-    dtype = product_dtype(x, parts.norm, tensors[2:])
-    return None if dtype is None else _attend_natively(x, parts, dtype, residual=residual)
+    return _attend_natively(x, type(parts), tensors, parts.numbers(), parts.factors(), None, residual=residual)
 
 
 def attend_in_graph(x: Tensor, parts: WindowParts | ListParts) -> Tensor | None:
@@ -52,10 +55,34 @@ def attend_in_graph(x: Tensor, parts: WindowParts | ListParts) -> Tensor | None:
     return cast(Tensor, operator(x, tensors, parts.numbers(), parts.factors(), dtype))
 
 
-def _attend_natively(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype, *, residual: bool) -> Tensor | None:
-    """By a kernel, in products of `dtype`; None where none takes these sizes and types."""
-    if x.ndim != 4 or not x.is_contiguous():
+def _attend_natively(
+    x: Tensor,
+    kind: type[WindowParts] | type[ListParts],
+    tensors: Sequence[Tensor | None],
+    numbers: Sequence[int],
+    factors: Sequence[float],
+    dtype: torch.dtype | None,
+    *,
+    residual: bool,
+) -> Tensor | None:
+    """What parts of that kind come apart into, by a kernel; None where none takes these sizes and types.
+
+    Products are of `dtype`; without one, as autocast has them.
+    """
+    if x.ndim != 4 or not is_readable(x) or not x.is_contiguous():
         return None
+    case = x.shape, x.dtype, dtype, autocast_dtype(), residual, *numbers, *factors, *choices.values()
+
+    def find() -> BlockCall | None:
+        parts = kind.of(tensors, numbers, factors)
+        found = product_dtype(x, parts.norm, tensors[2:]) if dtype is None else dtype
+        return None if found is None else _call_for(x, parts, found, residual=residual)
+
+    run = remembered(case, tensors, find)
+    return None if run is None else run(x, tensors)
+
+
+def _call_for(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype, *, residual: bool) -> BlockCall | None:
     if isinstance(parts, ListParts) and (parts.reduction is None) != (parts.factor == 1):
         return None  # to the kernel a factor says whether there is a reduction
     parameters: list[Tensor] = []
@@ -69,10 +96,10 @@ def _attend_natively(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dty
         keys = min(parts.window_size, x.shape[1]) * min(parts.window_size, x.shape[2])
         fits = parts.heads * parts.widths[0] % 16 == 0
         kernel = blocks_kernel(x, dtype, parameters, window_keys=keys) if fits else None
-        return None if kernel is None else cast(Tensor, kernel.attend_in_windows(x, parts, residual=residual))
+        return None if kernel is None else cast(BlockCall, kernel.window_call(x, parts, residual=residual))
     keys = (x.shape[1] // parts.factor) * (x.shape[2] // parts.factor)  # none where the map is smaller than a cell
     kernel = blocks_kernel(x, dtype, parameters, list_keys=keys)
-    return None if kernel is None else cast(Tensor, kernel.attend_to_list(x, parts, residual=residual))
+    return None if kernel is None else cast(BlockCall, kernel.list_call(x, parts, residual=residual))
 
 
 @torch.library.custom_op("scalablevit::window_block", mutates_args=())
@@ -80,10 +107,12 @@ def _window_block(
     x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
     """A map plus its attention in windows, in products of `dtype`: what `WindowParts` comes apart into."""
-    x, parts = x.contiguous(), WindowParts.of(tensors, numbers, factors)
+    x = x.contiguous()
+    out = _attend_natively(x, WindowParts, tensors, numbers, factors, dtype, residual=True)
+    if out is not None:
+        return out
     with without_autocast(x):
-        out = _attend_natively(x, parts, dtype, residual=True)
-        return x + _attend_in_windows_by_steps(x, parts, dtype) if out is None else out
+        return x + _attend_in_windows_by_steps(x, WindowParts.of(tensors, numbers, factors), dtype)
 
 
 @torch.library.custom_op("scalablevit::list_block", mutates_args=())
@@ -91,10 +120,12 @@ def _list_block(
     x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
     """A map plus its attention to a reduced one, in products of `dtype`: what `ListParts` comes apart into."""
-    x, parts = x.contiguous(), ListParts.of(tensors, numbers, factors)
+    x = x.contiguous()
+    out = _attend_natively(x, ListParts, tensors, numbers, factors, dtype, residual=True)
+    if out is not None:
+        return out
     with without_autocast(x):
-        out = _attend_natively(x, parts, dtype, residual=True)
-        return x + _attend_to_list_by_steps(x, parts, dtype) if out is None else out
+        return x + _attend_to_list_by_steps(x, ListParts.of(tensors, numbers, factors), dtype)
 
 
 @_window_block.register_fake

@@ -5,6 +5,7 @@ Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, cast
@@ -14,10 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalablevit.dot_product import is_eager
+from scalablevit.kernels.cpu.calls import BlockCall
+from scalablevit.kernels.parts import Layer
 from scalablevit.kernels.recording import call_kernel, in_memory
-from scalablevit.kernels.selection import convolution_kernel, depthwise_kernel, products_kernel
-from scalablevit.products import linear_by_kernel
-from scalablevit.recomputation import is_recorded, product_dtype, without_autocast
+from scalablevit.kernels.remembered import remembered
+from scalablevit.kernels.selection import convolution_kernel, depthwise_kernel, is_readable
+from scalablevit.kernels.switches import choices
+from scalablevit.patches import embed_natively
+from scalablevit.recomputation import autocast_dtype, is_recorded, product_dtype, without_autocast
 
 
 class MapConv2d(nn.Conv2d):
@@ -35,9 +40,9 @@ class MapConv2d(nn.Conv2d):
                 x = x.contiguous()
                 out = None
                 if self._is_by_number():
-                    out = self._convolve_few(x)
-                    out = self.convolve_depthwise(x) if out is None else out
+                    out = self.convolve_depthwise(x)
                     out = self._convolve_natively(x) if out is None else out
+                    out = self._convolve_as_product(x) if out is None else out
                 if out is None:
                     out = self._convolve_in_float32(x)
                 if out is None:
@@ -50,33 +55,25 @@ class MapConv2d(nn.Conv2d):
             stride, padding = list(self.stride), list(cast(tuple[int, int], self.padding))
             return torch.ops.scalablevit.map_convolution(x, weight, bias, stride, padding, self.groups)
 
-    def _convolve_few(self, x: Tensor) -> Tensor | None:
-        """As one product of what lies under the kernel, where that is little; None elsewhere, or where it is recorded.
-
-        PyTorch lays the weight out anew at each call, which takes ten times as long as the product with few positions.
-        """
-        weight, stride, padding = self.weight, self.stride, cast(tuple[int, int], self.padding)
-        if self.groups != 1 or x.ndim != 4 or x.shape[-1] != weight.shape[1] or is_recorded(x, weight, self.bias):
+    def _convolve_as_product(self, x: Tensor) -> Tensor | None:
+        """As a product of what lies under the kernel; None where that is not faster, or is recorded."""
+        if not self.is_square() or is_recorded(x, self.weight, self.bias):
             return None
-        sizes = (x.shape[axis + 1] + 2 * padding[axis] - weight.shape[axis + 2] for axis in (0, 1))
-        height, width = (size // stride[axis] + 1 for axis, size in enumerate(sizes))
-        if min(height, width) < 1 or 2 * x.shape[0] * height * width > weight.shape[0] or not weight.is_contiguous():
-            return None
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if products_kernel(x.new_empty(x.shape[0] * height * width, 1), dtype, weight, self.bias) is None:
-            return None
-        cells = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-        cells = cells.unfold(1, weight.shape[2], stride[0]).unfold(2, weight.shape[3], stride[1])
-        return linear_by_kernel(cells.flatten(3), weight.flatten(1), self.bias)
+        stride, padding = self.stride[0], cast(tuple[int, int], self.padding)[0]
+        return embed_natively(x, Layer(self.weight, self.bias), None, stride=stride, padding=padding)
 
     def convolve_depthwise(self, x: Tensor, *, residual: bool = False) -> Tensor | None:
         """The convolution, plus x if wanted, where it is 3x3 in each channel alone; None where no kernel does it."""
-        weight, bias = self.weight, self.bias
-        if not self.is_depthwise_3x3() or not x.is_contiguous() or product_dtype(x, None, (weight, bias)) != x.dtype:
+        weight, bias = layer = Layer(self.weight, self.bias)
+        if not self.is_depthwise_3x3() or not is_readable(x) or not x.is_contiguous():
             return None
+        case = x.shape, x.dtype, autocast_dtype(), residual, *choices.values()
+        run = remembered(case, layer, functools.partial(_depthwise_call_for, x, layer, residual=residual))
+        if run is None:
+            return None
+        if not is_recorded(x, weight, bias):
+            return run(x, layer)
         kernel = depthwise_kernel(x, weight, bias)
-        if kernel is None:
-            return None
 
         needs_x, needs_parameters = (
             x.requires_grad,
@@ -168,9 +165,21 @@ class MapConv2d(nn.Conv2d):
         settings = self.stride, self.padding, self.dilation, self.padding_mode
         return shape[1:] == (1, 3, 3) and groups == shape[0] and settings == ((1, 1), (1, 1), (1, 1), "zeros")
 
+    def is_square(self) -> bool:
+        """Whether it is dense, and alike along both axes: all said by the weight, one stride and one padding."""
+        sides = self.kernel_size, self.stride, self.padding
+        return self.groups == 1 and self._is_by_number() and all(side[0] == side[1] for side in sides)
+
     def _is_by_number(self) -> bool:
         """Whether the convolution is all said by stride, padding and groups, as all of this package are."""
         return self.padding_mode == "zeros" and tuple(self.dilation) == (1, 1) and not isinstance(self.padding, str)
+
+
+def _depthwise_call_for(x: Tensor, layer: Layer, *, residual: bool) -> BlockCall | None:
+    if product_dtype(x, None, layer) != x.dtype:
+        return None
+    kernel = depthwise_kernel(x, *layer)
+    return None if kernel is None else cast(BlockCall, kernel.convolution_call(x, layer, residual=residual))
 
 
 @cache

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,17 @@ from torch import Tensor, nn
 from scalablevit.dot_product import is_eager
 from scalablevit.dropping import can_drop, probability_of
 from scalablevit.feed_forward_passes import Settings, gradients, run_forward, run_plainly
+from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.dropout import Dropout
 from scalablevit.kernels.parts import Norm
 from scalablevit.kernels.recording import is_batched
-from scalablevit.kernels.selection import is_wanted
-from scalablevit.layers import Branch, Linear, is_plain
+from scalablevit.kernels.remembered import remembered
+from scalablevit.kernels.selection import is_readable, is_wanted, products_kernel
+from scalablevit.kernels.switches import choices
+from scalablevit.layers import Branch, Linear, children_of, is_plain, plain_layer, plain_norm
 from scalablevit.recomputation import (
     are_plain,
+    autocast_dtype,
     differentiable_gradients,
     is_recorded,
     may_be_transformed,
@@ -74,7 +78,7 @@ class FeedForward(Branch):
             return self._apply_layers(x) if out is None else out
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        parameters = norm_of(norm)
+        parameters = plain_norm(norm)
         adds = residual and x.is_contiguous()  # a sum is laid out as x is, what comes at once is contiguous
         out = None if parameters is None else self._apply_at_once(x, parameters, residual=adds)
         if out is None:
@@ -89,16 +93,23 @@ class FeedForward(Branch):
 
         None where the layers are not just what they were made as, or of types that autocast does not mix.
         """
-        fc1, fc2, dropout = self.fc1, self.fc2, self.dropout  # once: modules take a microsecond to find each
-        if not may_recompute(x) or not (is_plain(fc1) and is_plain(fc2) and is_plain(dropout, nn.Dropout)):
+        children = children_of(self)
+        fc1, fc2, dropout = plain_layer(children["fc1"]), plain_layer(children["fc2"]), children["dropout"]
+        if fc1 is None or fc2 is None or not is_plain(dropout, nn.Dropout) or not may_recompute(x):
             return None
-        layers = fc1.weight, fc1.bias, fc2.weight, fc2.bias
-        if layers[1] is None or layers[3] is None or not _fit(x, norm, layers):
+        layers, probability = (*fc1, *fc2), probability_of(dropout)
+        if not torch.is_grad_enabled() and probability == 0.0:
+            out = _run_natively(x, norm, layers, None, residual=residual)
+            if out is not None:
+                return out
+        weight1, bias1, weight2, bias2 = layers
+        if bias1 is None or bias2 is None or not _fit(x, norm, layers):
             return None  # PyTorch's layers say what is wrong
-        dtype, probability = product_dtype(x, norm, layers), probability_of(dropout)
+        dtype = product_dtype(x, norm, layers)
         if dtype is None or (probability > 0.0 and not can_drop(x, dtype, probability)):
             return None
-        return feed_forward(x, *layers, norm=norm, dtype=dtype, residual=residual, dropout=probability)
+        settings: dict[str, Any] = {"norm": norm, "dtype": dtype, "residual": residual, "dropout": probability}
+        return feed_forward(x, weight1, bias1, weight2, bias2, **settings)
 
     def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
         """The feed-forward of norm(x), plus x, as one operator, where compiled graphs had better call it as a whole.
@@ -162,6 +173,32 @@ def feed_forward(
         return run_forward(settings, *arguments, kept=None)
 
 
+def _run_natively(
+    x: Tensor, norm: Norm | None, layers: Sequence[Tensor | None], dtype: torch.dtype | None, *, residual: bool
+) -> Tensor | None:
+    """`feed_forward` without dropout and autograd by one kernel; None where none takes these sizes and types.
+
+    Products are of `dtype`; without one, as autocast has them.
+    """
+    if not is_readable(x) or not x.is_contiguous():
+        return None
+    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
+    tensors = norm_weight, norm_bias, *layers
+    case = x.shape, x.dtype, dtype, autocast_dtype(), residual, eps, *choices.values()
+
+    def find() -> BlockCall | None:
+        if not _fit(x, norm, layers) or len({one.dtype for one in layers[::2] if one is not None}) > 1:
+            return None
+        found = product_dtype(x, norm, layers) if dtype is None else dtype
+        kernel = None if found is None else products_kernel(x, found, *tensors)
+        if kernel is None:
+            return None
+        return cast(BlockCall, kernel.feed_forward_call(x, tensors, eps, residual=residual))
+
+    run = remembered(case, tensors, find)
+    return None if run is None else run(x, tensors)
+
+
 @torch.library.custom_op("scalablevit::feed_forward", mutates_args=())
 def _operator(
     x: Tensor,
@@ -175,9 +212,11 @@ def _operator(
     dtype: torch.dtype,
 ) -> Tensor:
     """`feed_forward` after a norm, plus x, for compiled graphs; products are of `dtype`."""
-    x = x.contiguous()
-    arguments = x, norm_weight, norm_bias, weight1, bias1, weight2, bias2
-    return run_forward(Settings(dtype, eps, residual=True), *arguments, kept=None)
+    x, layers = x.contiguous(), (weight1, bias1, weight2, bias2)
+    out = _run_natively(x, Norm(norm_weight, norm_bias, eps), layers, dtype, residual=True)
+    if out is not None:
+        return out
+    return run_forward(Settings(dtype, eps, residual=True), x, norm_weight, norm_bias, *layers, kept=None)
 
 
 @_operator.register_fake
@@ -218,9 +257,11 @@ class _FeedForward(torch.autograd.Function):
             return None, *gradients(grad, ctx.settings, *arguments, kept=kept, needs=needs)
 
 
-def _fit(x: Tensor, norm: Norm | None, parameters: Sequence[Tensor]) -> bool:
-    """Whether sizes are those of a feed-forward."""
+def _fit(x: Tensor, norm: Norm | None, parameters: Sequence[Tensor | None]) -> bool:
+    """Whether all are there, and of the sizes of a feed-forward."""
     weight1, bias1, weight2, bias2 = parameters
+    if weight1 is None or bias1 is None or weight2 is None or bias2 is None:
+        return False
     hidden, width = bias1.shape, x.shape[-1:]
     if weight1.shape != (*hidden, *width) or weight2.shape != (*width, *hidden) or bias2.shape != width:
         return False

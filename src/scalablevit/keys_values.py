@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from scalablevit.cell_convolutions import CellConv2d
 from scalablevit.cells import cut_into_cells, fill_up_to_one_cell
 from scalablevit.dot_product import is_eager
-from scalablevit.kernels.parts import Reduction, layer_of
-from scalablevit.layers import Linear, PointwiseConv, is_plain
+from scalablevit.kernels.parts import Reduction
+from scalablevit.layers import Linear, PointwiseConv, children_of, is_plain, plain_layer, plain_norm
 from scalablevit.norms import normed
 from scalablevit.projections import Projection
-from scalablevit.recomputation import norm_of
 
 # One node each in symbolic traces, where sizes are unknown.
 torch.fx.wrap("fill_up_to_one_cell")
@@ -98,15 +97,13 @@ class DepthwiseKeysValues(KeysValues):
         return self.after_projection(self.reduce(fill_up_to_one_cell(x, self.reduction_factor)))
 
     def reduction(self) -> Reduction | None:
-        """What is done before the last layer; None where that is not just what it was made as."""
-        reduce, scaling, norm = self.reduce, self.scale_channels, norm_of(self.norm)
-        if not (
-            is_plain(reduce, CellConv2d) and is_plain(scaling, PointwiseConv) and is_plain(self.norm, nn.LayerNorm)
-        ):
+        """What is done before the last layer; None if that `is_plain` no more but for hooks of all modules."""
+        children = children_of(self)
+        reduce, scaling, norm = children["reduce"], children["scale_channels"], children["norm"]
+        cells, layer, before = plain_layer(reduce, CellConv2d), plain_layer(scaling, PointwiseConv), plain_norm(norm)
+        if cells is None or layer is None or before is None or cells.bias is None:
             return None
-        if norm is None or reduce.bias is None or not reduce.is_over_cells():
-            return None
-        return Reduction(layer_of(reduce), layer_of(scaling), norm)
+        return Reduction(cells, layer, before) if reduce.is_over_cells() else None
 
     def projection(self) -> Projection | None:
         layer = self.reduce

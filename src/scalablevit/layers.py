@@ -5,8 +5,7 @@ Axes: b batch, h height, w width, c channels. Maps are channels-last, (b, h, w, 
 
 from __future__ import annotations
 
-import functools
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.fx
@@ -16,7 +15,9 @@ from torch.nn.modules import module as of_all_modules
 
 from scalablevit.convolutions import MapConv2d
 from scalablevit.dot_product import is_eager
+from scalablevit.kernels.parts import Layer, Norm
 from scalablevit.norms import normed
+from scalablevit.patches import embed_natively
 from scalablevit.products import linear_by_kernel
 
 
@@ -69,16 +70,16 @@ class PreNormResidual(nn.Module):
         if torch.jit.is_scripting():
             return x + self.drop_path(self.branch(self.norm(x)))
         else:
-            norm, branch = self.norm, self.branch
+            children = children_of(self)
+            norm, branch, drop_path = children["norm"], children["branch"], children["drop_path"]
             if torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
                 out = self._compiled(x)
-                return x + self.drop_path(branch(norm(x))) if out is None else out
+                return x + drop_path(branch(norm(x))) if out is None else out
             if not is_eager(x) or not is_plain(norm, nn.LayerNorm) or not is_plain_with(branch, "forward_after"):
-                return x + self.drop_path(branch(norm(x)))
-            together = functools.partial(cast(Branch, branch).forward_after, cast(nn.LayerNorm, norm), x)
-            if is_plain(self.drop_path, DropPath) and self.drop_path.is_off():
-                return together(residual=True)
-            return x + self.drop_path(together(residual=False))
+                return x + drop_path(branch(norm(x)))
+            is_off = is_plain(drop_path, DropPath) and drop_path.is_off()
+            found: Tensor = branch.forward_after(norm, x, residual=is_off)
+            return found if is_off else x + drop_path(found)
 
     def _compiled(self, x: Tensor) -> Tensor | None:
         """What a compiled graph holds, if that is one operator."""
@@ -153,6 +154,10 @@ class PatchEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            out = None if torch.is_grad_enabled() or not is_eager(x) else self._embed_at_once(x)
+            if out is not None:
+                return out
         x = self.conv(x)
         if torch.jit.is_scripting():
             x = self.norm(x)
@@ -160,6 +165,19 @@ class PatchEmbedding(nn.Module):
             plain = is_eager(x) and is_plain(self.norm, nn.LayerNorm)
             x = normed(cast(nn.LayerNorm, self.norm), x) if plain else self.norm(x)
         return self.dropout(x)
+
+    @torch.jit.unused
+    def _embed_at_once(self, x: Tensor) -> Tensor | None:
+        """By one kernel; None where there is none, or the modules are not just what they were made as."""
+        children = children_of(self)
+        conv, norm, dropout = children["conv"], children["norm"], children["dropout"]
+        layer, of_norm = plain_layer(conv, MapConv2d), plain_norm(norm)
+        if layer is None or (of_norm is None and not is_plain(norm, nn.Identity)):
+            return None
+        if not is_plain(dropout, nn.Dropout) or (dropout.training and dropout.p > 0.0) or not conv.is_square():
+            return None
+        stride, padding = conv.stride[0], cast(tuple[int, int], conv.padding)[0]
+        return embed_natively(x, layer, of_norm, stride=stride, padding=padding)
 
 
 class PEG(nn.Module):
@@ -180,16 +198,47 @@ class PEG(nn.Module):
 
 def is_plain(module: nn.Module, kind: type[nn.Module] = Linear) -> bool:
     """Whether a call of the module does what its class, `kind`, says, and no more: no adapter in its place, no hook."""
-    if type(module) is not kind or "forward" in vars(module):
-        return False
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return False
-    return not (
+    return _is_as_made(module, kind) and not has_hooks_for_all()
+
+
+def has_hooks_for_all() -> bool:
+    """Whether a hook wants to see calls of all modules."""
+    return bool(
         of_all_modules._global_forward_hooks
         or of_all_modules._global_forward_pre_hooks
         or of_all_modules._global_backward_hooks
         or of_all_modules._global_backward_pre_hooks
     )
+
+
+def _is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
+    if type(module) is not kind or "forward" in vars(module):
+        return False
+    return not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def children_of(module: nn.Module) -> dict[str, Any]:
+    """By their names. Modules take a microsecond to find one as an attribute, which counts with few positions."""
+    return module._modules
+
+
+def plain_layer(module: nn.Module, kind: type[nn.Module] = Linear) -> Layer | None:
+    """What a module is made of that `is_plain` but for hooks of all modules; None for another, or without a weight."""
+    if not _is_as_made(module, kind):
+        return None
+    parameters = module._parameters
+    weight = parameters.get("weight")
+    return None if weight is None else Layer(weight, parameters.get("bias"))
+
+
+def plain_norm(module: nn.Module) -> Norm | None:
+    """Likewise of a LayerNorm over the channels; None without a bias."""
+    layer = plain_layer(module, nn.LayerNorm)
+    if layer is None or layer.bias is None or len(cast(nn.LayerNorm, module).normalized_shape) != 1:
+        return None
+    return Norm(layer.weight, layer.bias, cast(nn.LayerNorm, module).eps)
 
 
 def is_plain_with(module: nn.Module, method: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Layer(NamedTuple):
@@ -17,11 +17,6 @@ class Layer(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
-
-
-def layer_of(module: nn.Linear | nn.Conv2d) -> Layer:
-    """What a layer is made of."""
-    return Layer(module.weight, module.bias)
 
 
 class Norm(NamedTuple):

@@ -156,6 +156,11 @@ def lists_kernel(query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 
     return _native(key.shape[2], query, key, value, most=most)
 
 
+def is_readable(x: Tensor) -> bool:
+    """Whether kernels may read x as things stand: no switch, transform or mode is in the way."""
+    return _native(1, x) is not None
+
+
 def rows_kernel(x: Tensor, dtype: torch.dtype) -> Any:
     """The module with kernels for what happens to each row of x alone, where products are of `dtype`; or None."""
     if dtype != x.dtype or not x.is_contiguous() or _native(1, x) is None:
@@ -228,6 +233,13 @@ def blocks_kernel(
     if not fits or choices["triton"] is True or products_kernel(x, dtype, *parameters) is None:
         return None
     return _module("scalablevit.kernels.cpu.blocks")
+
+
+def patches_kernel(x: Tensor, *parameters: Tensor | None, positions: int) -> Any:
+    """The module that convolves the map x as a product, to so many positions in all; or None."""
+    if positions == 0 or products_kernel(x, x.dtype, *parameters) is None:
+        return None
+    return _module("scalablevit.kernels.cpu.patches")
 
 
 def convolution_kernel(

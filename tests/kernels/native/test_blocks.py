@@ -29,7 +29,7 @@ MAPS = [(1, 7, 7), (2, 14, 9), (1, 3, 4), (1, 25, 16), (3, 6, 40)]
 def calls(monkeypatch, launcher):
     """The names of the kernels that ran."""
     names, call = [], attention.call
-    for module in ("attention", "blocks", "products", "rows"):
+    for module in ("attention", "calls", "products", "rows"):
         monkeypatch.setattr(
             f"scalablevit.kernels.cpu.{module}.call", lambda name, *rest: names.append(name) or call(name, *rest)
         )

@@ -1,7 +1,8 @@
-// An attention of the paper's design from the norm before it to the sum with the residual stream behind it.
+// Branches of a block from the norm before them to the sum with the residual stream behind it: the attentions of the paper's
+// design and the feed-forward.
 //
 // Axes: b batch, h height, w width, c channels, n heads, d width of a query and key head, d' of a value head, r positions
-// along each side of a cell. Maps are contiguous. Nothing here multiplies; what does is called one after the other, with
+// along each side of a cell, f channels of a hidden layer. Maps are contiguous. Nothing here multiplies; what does is called one after the other, with
 // what lies between in one workspace.
 
 #pragma once
@@ -43,6 +44,17 @@ struct ListBlock {
   int64_t b, height, width, channels, heads, key_width, value_width, factor, adds;
 };
 
+struct FeedForwardBlock {
+  const void* x;                         // (rows, c), of type T
+  const float *norm_weight, *norm_bias;  // null for none
+  const void* weight1;                   // (f, c), of type W
+  const float* bias1;
+  const void* weight2;  // (c, f), of type W
+  const float* bias2;
+  void *kept, *out;  // (rows, f), where what the first layer gives goes, or null; (rows, c)
+  int64_t rows, channels, hidden, adds;
+};
+
 // `linear`, whichever way is faster.
 template <typename T, typename W>
 void apply_linear(const T* x, const float* norm_weight, const float* norm_bias, float eps, const W* weight, const float* bias,
@@ -50,9 +62,13 @@ void apply_linear(const T* x, const float* norm_weight, const float* norm_bias, 
                   int threads) {
   with_products<T>([&](auto kind) {
     using Products = typename decltype(kind)::Type;
-    const bool few = are_few_for_linear(rows, width);
-    const auto run = rows <= kFewest ? linear_of_fewest<T, W> : few ? linear_of_few<Products, T, W> : linear<Products, T, W>;
-    run(x, norm_weight, norm_bias, eps, weight, bias, residual, out, second, rows, width, columns, first_columns, threads);
+    const NormedRows<T> read{x, norm_weight, norm_bias, eps, width};
+    const auto run = are_few_for_linear(rows, width) ? linear_of_few<Products, NormedRows<T>, T, W>
+                                                     : linear<Products, NormedRows<T>, T, W>;
+    if (rows <= kFewest)
+      return linear_of_fewest<T, W>(x, norm_weight, norm_bias, eps, weight, bias, residual, out, second, rows, width, columns,
+                                    first_columns, threads);
+    run(read, weight, bias, residual, out, second, rows, columns, first_columns, threads, {});
   });
 }
 
@@ -60,12 +76,6 @@ template <typename T, typename W>
 void apply_linear(const T* x, const W* weight, const float* bias, const T* residual, T* out, int64_t rows, int width,
                   int columns, int threads) {
   apply_linear<T, W>(x, nullptr, nullptr, 0.0f, weight, bias, residual, out, nullptr, rows, width, columns, columns, threads);
-}
-
-// (channels, taps) to (taps, channels).
-inline void turn_taps(const float* weight, int64_t channels, int64_t taps, float* out) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t tap = 0; tap < taps; ++tap) out[tap * channels + c] = weight[c * taps + tap];
 }
 
 template <typename T, typename W>
@@ -154,6 +164,22 @@ void attend_to_list_block(const ListBlock& a, float eps, float inner_eps, float 
                     (int)keys, (int)a.key_width, (int)a.value_width, of_query, {keys * of_both, a.key_width, of_both},
                     {keys * of_both, a.value_width, of_both}, scale, {0, 0.0}, threads);
   apply_linear<T, W>(attended, (const W*)a.to_out, a.out_bias, a.adds ? x : nullptr, (T*)a.out, rows, of_values, c, threads);
+}
+
+template <typename T, typename W>
+void feed_forward_block(const FeedForwardBlock& a, float eps, Dropout of_hidden, Dropout of_result, int threads) {
+  const int c = (int)a.channels, f = (int)a.hidden;
+  const T* x = (const T*)a.x;
+  const W *weight1 = (const W*)a.weight1, *weight2 = (const W*)a.weight2;
+  const bool is_plain = !a.kept && !of_hidden.is_on();
+  with_products<T>([&](auto kind) {
+    using Products = typename decltype(kind)::Type;
+    if (is_plain && are_few_for_feed_forward(a.rows, c))
+      return feed_forward_of_few<Products, T, W>(x, a.norm_weight, a.norm_bias, eps, weight1, a.bias1, weight2, a.bias2,
+                                                 (T*)a.out, a.rows, c, f, a.adds, threads);
+    feed_forward<Products, T, W>(x, a.norm_weight, a.norm_bias, eps, weight1, a.bias1, weight2, a.bias2, (T*)a.out,
+                                 (T*)a.kept, a.rows, c, f, a.adds, of_hidden, of_result, threads);
+  });
 }
 
 }  // namespace scalablevit

@@ -38,12 +38,18 @@ inline void along_row(const T* map, int height, int width, MapStrides strides, i
   }
 }
 
-// The factors of a 3x3 convolution for some channels.
+// (channels, taps) to (taps, channels).
+inline void turn_taps(const float* weight, int64_t channels, int64_t taps, float* out) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t tap = 0; tap < taps; ++tap) out[tap * channels + c] = weight[c * taps + tap];
+}
+
+// The factors of a 3x3 convolution for some channels; without a bias it is null.
 struct Taps {
   Vector factors[9], bias;
 
   Taps(const float* weight, const float* of_all, int channels, int channel, int count)
-      : bias(load_some(of_all + channel, count)) {
+      : bias(of_all ? load_some(of_all + channel, count) : Vector{}) {
     for (int i = 0; i < 9; ++i) factors[i] = load_some(weight + i * channels + channel, count);
   }
   Vector operator()(const Neighbours& columns) const {
@@ -72,6 +78,21 @@ void convolve_depthwise(const T* x, const float* weight, const float* bias, T* o
                 });
     });
   }
+}
+
+// What comes from Python, as it lies in an array of 64-bit integers.
+struct DepthwiseBlock {
+  const void* x;              // (b, h, w, c), of type T
+  const float *weight, *bias;  // (c, 9) and (c), or null
+  void *workspace, *out;       // 9 * c in float32; (b, h, w, c)
+  int64_t b, height, width, channels, adds;
+};
+
+template <typename T>
+void convolve_depthwise(const DepthwiseBlock& a, int threads) {
+  float* taps = (float*)a.workspace;
+  turn_taps(a.weight, a.channels, 9, taps);
+  convolve_depthwise((const T*)a.x, taps, a.bias, (T*)a.out, a.b, (int)a.height, (int)a.width, (int)a.channels, a.adds, threads);
 }
 
 // Gradients of weight and bias of a 3x3 convolution of x, from that of its result, a contiguous map: (10, c), the bias last.

@@ -8,21 +8,24 @@ float32.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from scalablevit.kernels.cpu.attention import addresses, call, taps_of
-from scalablevit.kernels.cpu.rows import as_float
+from scalablevit.kernels.cpu.calls import BlockCall
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, residual: bool = False) -> Tensor:
     """The 3x3 convolution of a contiguous map, plus that map if wanted: contiguous."""
-    out = torch.empty_like(x)
-    taps = taps_of(weight)
-    start = torch.zeros(x.shape[-1], dtype=torch.float32, device=x.device) if bias is None else as_float(bias)
-    call("convolve_depthwise", x.dtype, *addresses(x, taps, start, out), *_sizes(x), int(residual))
-    return out
+    return convolution_call(x, (weight, bias), residual=residual)(x, (weight, bias))
+
+
+def convolution_call(x: Tensor, parameters: Sequence[Tensor | None], *, residual: bool) -> BlockCall:
+    """What does that for maps such as x, with a weight and perhaps a bias."""
+    room, sizes = -(-9 * x.shape[-1] * 4 // x.itemsize), (*x.shape, int(residual))
+    return BlockCall.of("convolve_depthwise", x, None, parameters, room=room, sizes=sizes)
 
 
 def parameter_gradients(grad: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

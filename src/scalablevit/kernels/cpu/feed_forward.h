@@ -77,8 +77,9 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
     static thread_local Scratch scratch;
     const typename Products::Session session;
     const int64_t of_left = (size + chunk_size) * sizeof(Number) / sizeof(float);
-    float* normed = scratch.take<float>(kGroup * width + row_groups * (kGroup * stride + of_left));
-    float* result = normed + kGroup * width;  // (rows, stride)
+    const NormedRows<T> read{x, norm_weight, norm_bias, eps, width};
+    float* room = scratch.take<float>(kGroup * width + row_groups * (kGroup * stride + of_left));
+    float* result = room + kGroup * width;  // (rows, stride)
     Number* left = (Number*)(result + row_groups * kGroup * stride);
     Number* chunk = left + row_groups * size;
 #pragma omp for schedule(static) nowait
@@ -95,8 +96,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
       const int64_t count = std::min(some, rows - start), now = groups_of(count);
       const T* from = x + start * width;
       for (int64_t r = 0; r < now; ++r)
-        pack_normed<Products>(from + r * kGroup * width, norm_weight, norm_bias, eps, at_most(kGroup, count, r * kGroup),
-                              width, normed, left + r * size);
+        pack_left_rows<Products>(read, start + r * kGroup, at_most(kGroup, count, r * kGroup), room, left + r * size);
       for (int64_t i = 0; i < count; ++i)
         for_each_vector(width, [&](int j, int some_columns) {
           Vector begin = load_some(bias2 + j, some_columns);
@@ -110,14 +110,14 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
           for (int64_t g = h; g < h + chunk_groups; ++g) {
             const int columns = at_most(kGroup, hidden, g * kGroup);
             const float* bias = padded + g * kGroup;
-            const Number *read = left + block * (size / kGroup), *weights = first + g * right_size;
+            const Number *rows_now = left + block * (size / kGroup), *weights = first + g * right_size;
             const Activated<T, Number> to{bias, chunk, chunk_size, g - h};
             if (!kept && !of_hidden.is_on()) {
-              activate_products<Products, T>(read, size, some_rows, weights, columns, width, to);
+              activate_products<Products, T>(rows_now, size, some_rows, weights, columns, width, to);
               continue;
             }
             T* keep = kept ? kept + (start + block) * hidden + g * kGroup : nullptr;
-            Products::multiply_rows_beside(read, size, some_rows, weights, columns, width, [=](int64_t row, const float* sums) {
+            Products::multiply_rows_beside(rows_now, size, some_rows, weights, columns, width, [=](int64_t row, const float* sums) {
               Vector numbers[kStep / kLanes];
               for (int v = 0; v < kStep / kLanes; ++v) {
                 const Vector sum = load(sums + v * kLanes) + load(bias + v * kLanes);

@@ -56,14 +56,10 @@ inline void multiply_channels(Side<W> weight, int64_t channel, int channels, int
   }
 }
 
-// Rows of a group, each through the norm if there is one, as a packed right side. `normed` holds (kGroup, width).
-template <typename Products, typename T>
-inline void pack_rows(const T* x, const float* norm_weight, const float* norm_bias, float eps, int rows, int width,
-                      float* normed, typename Products::Number* target) {
-  if (!norm_weight) return Products::pack_right(Side<T>{x, width, 1}, 0, rows, 0, width, target);
-  for (int i = 0; i < rows; ++i)
-    read_row(x + (int64_t)i * width, norm_weight, norm_bias, eps, width, normed + (int64_t)i * width);
-  Products::pack_right(Side<float>{normed, width, 1}, 0, rows, 0, width, target);
+// Up to kGroup rows as a packed group of a right side.
+template <typename Products, typename Rows>
+inline void pack_right_rows(const Rows& x, int64_t start, int rows, float* room, typename Products::Number* target) {
+  x.with_side(start, rows, room, [&](auto side) { Products::pack_right(side, 0, rows, 0, x.width, target); });
 }
 
 // Sums of channels, (channels, kGroup), plus bias and residual where they are given, to rows `stride` apart.
@@ -121,11 +117,11 @@ void linear_of_fewest(const T* x, const float* norm_weight, const float* norm_bi
 }
 
 // As `linear`.
-template <typename Products, typename T, typename W>
-void linear_of_few(const T* x, const float* norm_weight, const float* norm_bias, float eps, const W* weight,
-                   const float* bias, const T* residual, T* out, T* second, int64_t rows, int width, int columns,
-                   int first_columns, int threads) {
+template <typename Products, typename Rows, typename T, typename W, typename Finish = LeaveRows>
+void linear_of_few(const Rows& x, const W* weight, const float* bias, const T* residual, T* out, T* second, int64_t rows,
+                   int columns, int first_columns, int threads, Finish finish = {}) {
   using Number = typename Products::Number;
+  const int width = x.width;
   static thread_local Scratch of_rows;
   const int64_t groups = groups_of(rows), right_size = Products::right_size(width);
   Number* right = of_rows.take<Number>(groups * right_size);
@@ -135,12 +131,11 @@ void linear_of_few(const T* x, const float* norm_weight, const float* norm_bias,
     static thread_local Scratch scratch;
     const typename Products::Session session;
     const int64_t of_left = Products::left_size(width) * sizeof(Number) / sizeof(float);
-    float* normed = scratch.take<float>(of_left + kGroup * width);
-    Number* left = (Number*)normed;  // one after the other
+    float* room = scratch.take<float>(std::max(of_left, x.room()));
+    Number* left = (Number*)room;  // one after the other
 #pragma omp for schedule(static)
     for (int64_t g = 0; g < groups; ++g)
-      pack_rows<Products>(x + g * kGroup * width, norm_weight, norm_bias, eps, at_most(kGroup, rows, g * kGroup), width,
-                          normed, right + g * right_size);
+      pack_right_rows<Products>(x, g * kGroup, at_most(kGroup, rows, g * kGroup), room, right + g * right_size);
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < shares.units; ++unit) {
       const int64_t channel = shares.channel(unit);
@@ -156,6 +151,8 @@ void linear_of_few(const T* x, const float* norm_weight, const float* norm_bias,
                                                  (is_first ? out : second) + offset, stride);
                                   });
     }
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) finish(row, 1);
   }
 }
 
@@ -176,12 +173,12 @@ void feed_forward_of_few(const T* x, const float* norm_weight, const float* norm
     static thread_local Scratch scratch;
     const typename Products::Session session;
     const int64_t of_left = Products::left_size(std::max(width, hidden)) * sizeof(Number) / sizeof(float);
-    float* normed = scratch.take<float>(of_left + kGroup * width);
-    Number* left = (Number*)normed;  // one after the other
+    const NormedRows<T> read{x, norm_weight, norm_bias, eps, width};
+    float* room = scratch.take<float>(std::max(of_left, read.room()));
+    Number* left = (Number*)room;  // one after the other
 #pragma omp for schedule(static)
     for (int64_t g = 0; g < groups; ++g)
-      pack_rows<Products>(x + g * kGroup * width, norm_weight, norm_bias, eps, at_most(kGroup, rows, g * kGroup), width,
-                          normed, right + g * right_size);
+      pack_right_rows<Products>(read, g * kGroup, at_most(kGroup, rows, g * kGroup), room, right + g * right_size);
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < shares.units; ++unit) {
       const int64_t channel = shares.channel(unit);

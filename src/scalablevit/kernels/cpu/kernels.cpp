@@ -2,6 +2,7 @@
 
 #include "blocks.h"
 #include "feed_forward_gradients.h"
+#include "patches.h"
 #include "rows.h"
 #include "units.h"
 #include "windows.h"
@@ -81,9 +82,8 @@ using namespace scalablevit;
   }
 
 #define DEPTHWISE(NAME, T)                                                                                               \
-  extern "C" void convolve_depthwise_##NAME(const void* x, const float* weight, const float* bias, void* out, int64_t b, \
-                                            int height, int width, int channels, int residual, int threads) {            \
-    convolve_depthwise<T>((const T*)x, weight, bias, (T*)out, b, height, width, channels, residual, threads);            \
+  extern "C" void convolve_depthwise_##NAME(const DepthwiseBlock* block, int threads) {                                  \
+    convolve_depthwise<T>(*block, threads);                                                                              \
   }                                                                                                                      \
   extern "C" void differentiate_depthwise_##NAME(const void* grad, const void* x, float* out, int64_t b, int height,     \
                                                  int width, int channels, const int64_t* strides, int threads) {         \
@@ -116,23 +116,9 @@ extern "C" int has_wide_vectors() { return scalablevit::has_wide_vectors(); }
 extern "C" int convolves_faster() { return scalablevit::convolves_faster(); }
 
 #define PRODUCTS(NAME, T, W)                                                                                             \
-  extern "C" void feed_forward_##NAME(const void* x, const float* norm_weight, const float* norm_bias,                   \
-                                      const void* weight1, const float* bias1, const void* weight2, const float* bias2,  \
-                                      void* out, void* kept, int64_t rows, int width, int hidden, float eps,             \
-                                      int residual, uint64_t seed_of_hidden, uint64_t seed_of_result, double probability,\
-                                      int threads) {                                                                     \
-    const bool is_plain = !kept && probability == 0.0;                                                                   \
-    with_products<T>([&](auto kind) {                                                                                    \
-      using Products = typename decltype(kind)::Type;                                                                    \
-      if (is_plain && are_few_for_feed_forward(rows, width))                                                             \
-        return feed_forward_of_few<Products, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight1, bias1,   \
-                                                   (const W*)weight2, bias2, (T*)out, rows, width, hidden, residual,     \
-                                                   threads);                                                             \
-      feed_forward<Products, T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight1,                          \
-                                                        bias1, (const W*)weight2, bias2, (T*)out, (T*)kept, rows,        \
-                                                        width, hidden, residual, {seed_of_hidden, probability},          \
-                                                        {seed_of_result, probability}, threads);                         \
-    });                                                                                                                  \
+  extern "C" void feed_forward_block_##NAME(const FeedForwardBlock* block, float eps, uint64_t seed_of_hidden,           \
+                                            uint64_t seed_of_result, double probability, int threads) {                  \
+    feed_forward_block<T, W>(*block, eps, {seed_of_hidden, probability}, {seed_of_result, probability}, threads);        \
   }                                                                                                                      \
   extern "C" void differentiate_feed_forward_##NAME(const FeedForwardGradients* tensors, uint64_t seed,                  \
                                                     double probability, int threads) {                                   \
@@ -145,6 +131,9 @@ extern "C" int convolves_faster() { return scalablevit::convolves_faster(); }
                                 int width, int columns, int first_columns, float eps, int threads) {                     \
     apply_linear<T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight, bias, (const T*)residual, (T*)out,    \
                        (T*)second, rows, width, columns, first_columns, threads);                                        \
+  }                                                                                                                      \
+  extern "C" void embed_patches_##NAME(const PatchBlock* block, float eps, int threads) {                                \
+    embed_patches<T, W>(*block, eps, threads);                                                                           \
   }                                                                                                                      \
   extern "C" void attend_in_windows_block_##NAME(const WindowBlock* block, float eps, float scale, int threads) {        \
     attend_in_windows_block<T, W>(*block, eps, scale, threads);                                                          \

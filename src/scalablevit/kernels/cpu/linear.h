@@ -19,33 +19,56 @@ inline void read_row(const T* x, const float* weight, const float* bias, float e
   });
 }
 
-// Up to kGroup rows of x, each through the norm if there is one, as a packed group. `normed` holds (kGroup, width).
-template <typename Products, typename T>
-inline void pack_normed(const T* x, const float* weight, const float* bias, float eps, int rows, int width, float* normed,
-                        typename Products::Number* target) {
-  if (!weight) return Products::pack_left(Side<T>{x, width, 1}, 0, rows, 0, width, target);
-  for (int i = 0; i < rows; ++i) read_row(x + (int64_t)i * width, weight, bias, eps, width, normed + (int64_t)i * width);
-  Products::pack_left(Side<float>{normed, width, 1}, 0, rows, 0, width, target);
+// Rows of a matrix, each through the norm if there is one, as a layer reads them.
+template <typename T>
+struct NormedRows {
+  const T* x;
+  const float *weight, *bias;
+  float eps;
+  int width;
+
+  int64_t most(int64_t most) const { return most; }  // to pack at once, where so many would do
+  int64_t room() const { return weight ? (int64_t)kGroup * width : 0; }  // floats
+
+  // Calls `body` with up to kGroup rows from `start` on, as a side.
+  template <typename Body>
+  void with_side(int64_t start, int rows, float* room, Body body) const {
+    const T* from = x + start * width;
+    if (!weight) return body(Side<T>{from, width, 1});
+    for (int i = 0; i < rows; ++i) read_row(from + (int64_t)i * width, weight, bias, eps, width, room + (int64_t)i * width);
+    body(Side<float>{room, width, 1});
+  }
+};
+
+// Up to kGroup rows as a packed group of a left side.
+template <typename Products, typename Rows>
+inline void pack_left_rows(const Rows& x, int64_t start, int rows, float* room, typename Products::Number* target) {
+  x.with_side(start, rows, room, [&](auto side) { Products::pack_left(side, 0, rows, 0, x.width, target); });
 }
 
-// out = norm(x) @ weight^T, plus bias and residual where they are given. The columns from `first_columns` on, a multiple of
-// kGroup, go to `second`, in rows of their own.
-template <typename Products, typename T, typename W>
-void linear(const T* x, const float* norm_weight, const float* norm_bias, float eps, const W* weight, const float* bias,
-            const T* residual, T* out, T* second, int64_t rows, int width, int columns, int first_columns, int threads) {
+// What happens to rows of a result that are done: nothing.
+struct LeaveRows {
+  void operator()(int64_t, int64_t) const {}
+};
+
+// out = x @ weight^T, plus bias and residual where they are given. The columns from `first_columns` on, a multiple of
+// kGroup, go to `second`, in rows of their own. `finish(start, count)` is told which rows are done.
+template <typename Products, typename Rows, typename T, typename W, typename Finish = LeaveRows>
+void linear(const Rows& x, const W* weight, const float* bias, const T* residual, T* out, T* second, int64_t rows,
+            int columns, int first_columns, int threads, Finish finish = {}) {
   using Number = typename Products::Number;
+  const int width = x.width;
   static thread_local Scratch of_weights;
   const int64_t groups = groups_of(columns), size = Products::left_size(width), right_size = Products::right_size(width);
   Number* right = of_weights.take<Number>(groups * right_size);
-  const Division division = divide<Products>(rows, threads, Products::kMostRows);
-  const int64_t some = division.part;
-  const int64_t of_normed = norm_weight ? round_up(kGroup * width, kGroup) : 0;
+  const Division division = divide<Products>(rows, threads, std::max(Products::kRows, x.most(Products::kMostRows)));
+  const int64_t some = division.part, room = x.room();
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch scratch;
     const typename Products::Session session;
-    float* normed = scratch.take<float>(of_normed + groups_of(some) * size * sizeof(Number) / sizeof(float));
-    Number* left = (Number*)(normed + of_normed);
+    float* read = scratch.take<float>(room + groups_of(some) * size * sizeof(Number) / sizeof(float));
+    Number* left = (Number*)(read + room);
 #pragma omp for schedule(static)
     for (int64_t g = 0; g < groups; ++g)
       Products::pack_right(Side<W>{weight, width, 1}, g * kGroup, at_most(kGroup, columns, g * kGroup), 0, width,
@@ -54,8 +77,7 @@ void linear(const T* x, const float* norm_weight, const float* norm_bias, float 
     for (int64_t start = 0; start < rows; start += some) {
       const int64_t count = std::min(some, rows - start);
       for (int64_t r = 0; r < groups_of(count); ++r)
-        pack_normed<Products>(x + (start + r * kGroup) * width, norm_weight, norm_bias, eps,
-                              at_most(kGroup, count, r * kGroup), width, normed, left + r * size);
+        pack_left_rows<Products>(x, start + r * kGroup, at_most(kGroup, count, r * kGroup), read, left + r * size);
       for_each_block<Products>(count, division.block, groups, right_size, [&](int64_t row, int some_rows, int64_t g) {
         const int64_t column = g * kGroup;
         const bool is_first = column < first_columns;
@@ -75,6 +97,7 @@ void linear(const T* x, const float* norm_weight, const float* norm_bias, float 
           });
         });
       });
+      finish(start, count);
     }
   }
 }

@@ -32,21 +32,25 @@ inline Moments moments(const T* x, int width, float eps) {
   return {mean, 1.0f / std::sqrt(total(squares) / width + eps)};
 }
 
-// out = (x - mean) / sqrt(variance + eps) * weight + bias, row by row. Both moments of each row go to `means` and `factors`,
-// if those are there.
+// out = (x - mean) / sqrt(variance + eps) * weight + bias of a row, which may be done in place.
+template <typename T>
+inline Moments normalise_row(const T* x, const float* weight, const float* bias, T* out, int width, float eps) {
+  const Moments of = moments(x, width, eps);
+  for_each_vector(width, [&](int i, int count) {
+    const Vector centred = (load_some(x + i, count) - of.mean) * of.factor;
+    store_some(out + i, centred * load_some(weight + i, count) + load_some(bias + i, count), count);
+  });
+  return of;
+}
+
+// The same row by row. Both moments of each row go to `means` and `factors`, if those are there.
 template <typename T>
 void normalise(const T* x, const float* weight, const float* bias, T* out, float* means, float* factors, int64_t rows,
                int width, float eps, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > kAlone)
   for (int64_t row = 0; row < rows; ++row) {
-    const T* from = x + row * width;
-    T* to = out + row * width;
-    const Moments of = moments(from, width, eps);
+    const Moments of = normalise_row(x + row * width, weight, bias, out + row * width, width, eps);
     if (means) means[row] = of.mean, factors[row] = of.factor;
-    for_each_vector(width, [&](int i, int count) {
-      const Vector centred = (load_some(from + i, count) - of.mean) * of.factor;
-      store_some(to + i, centred * load_some(weight + i, count) + load_some(bias + i, count), count);
-    });
   }
 }
 

@@ -6,11 +6,13 @@ Axes: rows are positions, c channels. Tensors are on a CPU, of types that `selec
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from scalablevit.kernels.cpu.attention import addresses, call, call_as_it_is
+from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.cpu.rows import as_float
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 
@@ -81,21 +83,21 @@ def feed_forward(
         dropout: Of the hidden layer, (rows, f); `another` one of what the second layer gives, (rows, c).
         kept: Where what the first layer gives goes, too: (rows, f), contiguous, of the type of x.
     """
-    weight1, bias1, weight2, bias2 = layers
-    bias1, bias2 = as_float(bias1), as_float(bias2)
-    norm_weight, norm_bias, eps = _norm(norm)
-    call(
-        "feed_forward",
-        (x.dtype, weight1.dtype),
-        *addresses(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, out, kept),
-        ctypes.c_int64(x.shape[0]),
-        x.shape[1],
-        weight1.shape[0],
-        ctypes.c_float(eps),
-        int(residual),
-        dropout.arguments()[0],
-        *dropout.another().arguments(),
-    )
+    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
+    parameters = norm_weight, norm_bias, *layers
+    feed_forward_call(x, parameters, eps, residual=residual, dropout=dropout).into(out, x, parameters, kept)
+
+
+def feed_forward_call(
+    x: Tensor, parameters: Sequence[Tensor | None], eps: float, *, residual: bool, dropout: Dropout = NO_DROPOUT
+) -> BlockCall:
+    """What does a `feed_forward` of maps such as x, (..., c), contiguous, with parameters in that order."""
+    weight = parameters[2]
+    assert weight is not None
+    hidden, width = weight.shape
+    settings = ctypes.c_float(eps), dropout.arguments()[0], *dropout.another().arguments()
+    sizes = x.numel() // width, width, hidden, int(residual)
+    return BlockCall.of("feed_forward_block", x, weight, parameters, sizes=sizes, settings=settings)
 
 
 def differentiate_feed_forward(

@@ -1,0 +1,49 @@
+"""What was found about a block and its parameters, kept for as long as these lie where they lie.
+
+Which kernel serves, and with what numbers, follows from the types, sizes and places in memory of a dozen tensors. With
+few positions it takes longer to ask than the kernel takes, and a fraction of that to see that nothing has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+Found = TypeVar("Found")
+
+_MOST_BLOCKS = 2048
+_MOST_CASES = 64  # such as sizes of maps, of one block
+
+# By the address of the first tensor: what was asked about all of them, and what was found in each case. Only numbers
+# are kept of tensors, so that none lives longer for it.
+_known: dict[int, tuple[list[Any], dict[Hashable, Any]]] = {}
+
+
+def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[[], Found]) -> Found:
+    """What `find` gives: from the last time, if the tensors are alike in all that kernels ask for.
+
+    Args:
+        case: All that the result depends on beside the tensors.
+        tensors: One at least. They are compared by place, type, size, order in memory and sign, not by what is in them.
+        find: Called without arguments where nothing is known. Nothing that it gives holds a tensor.
+    """
+    facts = [
+        None if x is None else (x.data_ptr(), x.dtype, x.shape, x.is_contiguous(), x.is_cpu, type(x), x.is_neg())
+        for x in tensors
+    ]
+    address = next(fact[0] for fact in facts if fact is not None)
+    known = _known.get(address)
+    if known is None or known[0] != facts:
+        if len(_known) >= _MOST_BLOCKS:
+            _known.clear()
+        known = _known[address] = facts, {}
+    cases = known[1]
+    try:
+        found: Found = cases[case]
+    except KeyError:
+        if len(cases) >= _MOST_CASES:
+            cases.clear()
+        found = cases[case] = find()
+    return found
