@@ -235,6 +235,10 @@ def _map_convolution(
         return cast(Tensor, kernel.convolve(x, weight, bias))
     if (kernel := _depthwise_3x3_kernel(x, weight, bias, stride, padding, groups)) is not None:
         return cast(Tensor, kernel.convolve(x, weight, bias))
+    if groups == 1 and stride[0] == stride[1] and padding[0] == padding[1]:
+        layer, settings = Layer(weight, bias), {"stride": stride[0], "padding": padding[0]}
+        if (out := embed_natively(x, layer, None, **settings, dtype=weight.dtype)) is not None:
+            return out
     if x.shape[2] + 2 * padding[1] - weight.shape[3] < stride[1]:  # one position wide; see MapConv2d
         turned = convolve(x.transpose(1, 2), weight.transpose(2, 3), bias, stride[::-1], padding[::-1], groups)
         return turned.transpose(1, 2).contiguous()

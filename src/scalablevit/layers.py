@@ -17,7 +17,7 @@ from scalablevit.convolutions import MapConv2d
 from scalablevit.dot_product import is_eager
 from scalablevit.kernels.parts import Layer, Norm
 from scalablevit.norms import normed
-from scalablevit.patches import embed_natively
+from scalablevit.patches import embed_in_graph, embed_natively
 from scalablevit.products import linear_by_kernel
 
 
@@ -155,7 +155,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            out = None if torch.is_grad_enabled() or not is_eager(x) else self._embed_at_once(x)
+            out = self._embed_at_once(x)
             if out is not None:
                 return out
         x = self.conv(x)
@@ -168,7 +168,10 @@ class PatchEmbedding(nn.Module):
 
     @torch.jit.unused
     def _embed_at_once(self, x: Tensor) -> Tensor | None:
-        """By one kernel; None where there is none, or the modules are not just what they were made as."""
+        """As one step; None where it is recorded, none is there, or modules are not just what they were made as."""
+        compiles = torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag
+        if not compiles and (torch.is_grad_enabled() or not is_eager(x)):
+            return None
         children = children_of(self)
         conv, norm, dropout = children["conv"], children["norm"], children["dropout"]
         layer, of_norm = plain_layer(conv, MapConv2d), plain_norm(norm)
@@ -177,7 +180,7 @@ class PatchEmbedding(nn.Module):
         if not is_plain(dropout, nn.Dropout) or (dropout.training and dropout.p > 0.0) or not conv.is_square():
             return None
         stride, padding = conv.stride[0], cast(tuple[int, int], conv.padding)[0]
-        return embed_natively(x, layer, of_norm, stride=stride, padding=padding)
+        return (embed_in_graph if compiles else embed_natively)(x, layer, of_norm, stride=stride, padding=padding)
 
 
 class PEG(nn.Module):

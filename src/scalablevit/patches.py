@@ -15,13 +15,23 @@ from torch import Tensor
 from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.parts import Layer, Norm
 from scalablevit.kernels.remembered import remembered
-from scalablevit.kernels.selection import is_readable, patches_kernel
+from scalablevit.kernels.selection import is_readable, multiplies_any_rows, patches_kernel
 from scalablevit.kernels.switches import choices
-from scalablevit.recomputation import autocast_dtype, product_dtype
+from scalablevit.recomputation import (
+    are_plain,
+    autocast_dtype,
+    is_recorded,
+    may_be_transformed,
+    normalise,
+    product_dtype,
+    without_autocast,
+)
 
 
-def embed_natively(x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, padding: int) -> Tensor | None:
-    """A map convolved, then normalised, as autocast has it; None where no kernel does that, or had better not.
+def embed_natively(
+    x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, padding: int, dtype: torch.dtype | None = None
+) -> Tensor | None:
+    """A map convolved, then normalised; None where no kernel does that.
 
     Args:
         x: (b, h, w, c), of which nothing is recorded.
@@ -29,6 +39,7 @@ def embed_natively(x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, p
         norm: Over the channels of the result; None for none.
         stride: Positions between those of the result.
         padding: Zeros around the map.
+        dtype: Of products; without one, as autocast has them.
 
     Returns:
         (b, h', w', f), contiguous.
@@ -36,33 +47,29 @@ def embed_natively(x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, p
     weight, bias = layer
     if x.ndim != 4 or weight.ndim != 4 or not x.is_cpu:
         return None
-    sides = [(x.shape[axis] + 2 * padding - weight.shape[2]) // stride + 1 for axis in (1, 2)]
-    dtype = autocast_dtype()
-    x = x.contiguous() if dtype is None else x.contiguous().to(dtype)
-    if not is_readable(x) or min(sides) < 1:
+    product = autocast_dtype() if dtype is None else dtype
+    x = x.contiguous() if product is None else x.contiguous().to(product)
+    out_size = x.shape[0], *_sides(x, weight, stride, padding), weight.shape[0]
+    if not is_readable(x) or min(out_size) < 1:
         return None
-    out_size = x.shape[0], *sides, weight.shape[0]
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
     # The kernel reads weights of layers as they are, all other parameters in float32.
     tensors = weight if weight.dtype == torch.float32 else weight.flatten(1), bias, norm_weight, norm_bias
-    case = x.shape, x.dtype, weight.shape, dtype, stride, padding, eps, *choices.values()
+    case = x.shape, x.dtype, weight.shape, dtype, product, stride, padding, eps, *choices.values()
 
     def find() -> BlockCall | None:
-        expected = [(out_size[-1], x.shape[-1], weight.shape[2], weight.shape[2]), *[out_size[-1:]] * 3]
-        if any(
-            one is not None and one.shape != size for one, size in zip((weight, *tensors[1:]), expected, strict=True)
-        ):
+        side = weight.shape[2:3]
+        expected = (*weight.shape[:1], *x.shape[-1:], *side, *side), *[weight.shape[:1]] * 3
+        parameters = weight, bias, norm_weight, norm_bias
+        if any(one is not None and one.shape != size for one, size in zip(parameters, expected, strict=True)):
             return None  # the layers say what is wrong
-        if product_dtype(x, norm, (weight, bias)) != x.dtype:
+        if dtype is None and product_dtype(x, norm, (weight, bias)) != x.dtype:
             return None
-        kernel = patches_kernel(
-            x, weight, bias, norm_weight, norm_bias, positions=out_size[1] * out_size[2] * out_size[0]
-        )
+        kernel = patches_kernel(x, *parameters)
         if kernel is None:
             return None
-        return cast(
-            BlockCall, kernel.patch_call(x, tensors, stride=stride, padding=padding, out_size=out_size, eps=eps)
-        )
+        settings = {"stride": stride, "padding": padding, "out_size": out_size, "eps": eps}
+        return cast(BlockCall, kernel.patch_call(x, tensors, **settings))
 
     run = remembered(case, tensors, find)
     if run is None:
@@ -70,3 +77,60 @@ def embed_natively(x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, p
     out = x.new_empty(out_size)
     run.into(out, x, tensors, x.new_empty(run.room))
     return out
+
+
+def embed_in_graph(x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, padding: int) -> Tensor | None:
+    """The same as one operator of a compiled graph; None where the compiler had better see steps."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
+    tensors = *layer, norm_weight, norm_bias
+    if x.ndim != 4 or is_recorded(x, *tensors) or not multiplies_any_rows(x.device, dtype):
+        return None
+    if may_be_transformed() or not are_plain(tensors) or product_dtype(x, norm, layer) != dtype:
+        return None
+    if layer.weight.shape[1] != x.shape[-1]:
+        return None  # PyTorch says what is wrong
+    return cast(Tensor, _operator(x, *tensors, eps, stride, padding, dtype))
+
+
+def _sides(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int]:
+    """Of the result."""
+    height, width = ((size + 2 * padding - weight.shape[2]) // stride + 1 for size in x.shape[1:3])
+    return height, width
+
+
+@torch.library.custom_op("scalablevit::embed_patches", mutates_args=())
+def _operator(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    stride: int,
+    padding: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    norm = None if norm_weight is None or norm_bias is None else Norm(norm_weight, norm_bias, eps)
+    out = embed_natively(x, Layer(weight, bias), norm, stride=stride, padding=padding, dtype=dtype)
+    if out is not None:
+        return out
+    with without_autocast(x):
+        layer = weight.to(dtype), None if bias is None else bias.to(dtype)
+        out = torch.ops.scalablevit.map_convolution(x.to(dtype), *layer, [stride] * 2, [padding] * 2, 1)
+        return out if norm is None else normalise(out, *norm)[0]
+
+
+@_operator.register_fake
+def _operator_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    stride: int,
+    padding: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty(x.shape[0], *_sides(x, weight, stride, padding), weight.shape[0], dtype=dtype)

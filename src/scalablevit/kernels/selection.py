@@ -235,9 +235,9 @@ def blocks_kernel(
     return _module("scalablevit.kernels.cpu.blocks")
 
 
-def patches_kernel(x: Tensor, *parameters: Tensor | None, positions: int) -> Any:
-    """The module that convolves the map x as a product, to so many positions in all; or None."""
-    if positions == 0 or products_kernel(x, x.dtype, *parameters) is None:
+def patches_kernel(x: Tensor, *parameters: Tensor | None) -> Any:
+    """The module that convolves the map x as a product, then normalises, by such parameters; or None."""
+    if products_kernel(x, x.dtype, *parameters) is None:
         return None
     return _module("scalablevit.kernels.cpu.patches")
 

@@ -23,6 +23,7 @@ CASES = [
     (1, 8, 7, 130, 48, 3, 1, 2),
 ]
 DTYPES = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
+OPERATOR = "scalablevit.embed_patches.default"
 
 
 @pytest.fixture
@@ -143,3 +144,61 @@ def test_wrong_channels_and_types_are_the_layers_to_tell_of():
         with pytest.raises(RuntimeError, match="type"):
             module(torch.randn(1, 9, 8, 5).double())
         assert module(torch.randn(0, 9, 8, 5)).shape == (0, 5, 4, 12)
+
+
+@pytest.fixture
+def operator_arguments():
+    """Of the operator of compiled graphs, for one of the cases and a product in a type."""
+
+    def of(case, dtype, **options):
+        *size, _, _, stride, padding = case
+        layer, norm = layers_of(case, torch.float32, **options)
+        of_norm = (None, None, 0.0) if norm is None else norm
+        return torch.randn(*size), *layer, *of_norm, stride, padding, dtype
+
+    return of
+
+
+@pytest.mark.parametrize("options", [{}, {"with_norm": False}, {"with_bias": False}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_operator_is_right_with_and_without_a_kernel(launcher, runs, operator_arguments, dtype, options):
+    arguments = operator_arguments(CASES[1], dtype, **options)
+    x, weight, bias, *of_norm, stride, padding, _ = arguments
+    norm = None if of_norm[0] is None else Norm(*of_norm)
+    expected = exactly(x, Layer(weight, bias), norm, stride, padding)
+    for choice in (True, False):
+        with use_native(choice):
+            found = torch.ops.scalablevit.embed_patches(*arguments)
+        assert found.dtype == dtype
+        assert float((found - expected).norm()) <= DTYPES[dtype] * float(expected.norm())
+    assert runs == ["embed_patches"]
+
+
+def test_the_operator_passes_the_checks_of_torch_library(launcher, operator_arguments):
+    with use_native(True):
+        for case in CASES[:3]:
+            arguments = operator_arguments(case, torch.float32)
+            torch.library.opcheck(torch.ops.scalablevit.embed_patches.default, arguments)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_compiled_graph_holds_it_where_nothing_is_recorded(runs, autocast):
+    targets = []
+
+    def backend(graph, _):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    module, x = embedding(), torch.randn(1, 9, 8, 5)
+    with use_native(True), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch._dynamo.reset()
+        recorded = torch.compile(module, backend=backend)(x)
+        assert OPERATOR not in targets
+        with torch.no_grad():
+            expected = module(x)
+            found = torch.compile(module, backend=backend)(x)
+    assert OPERATOR in targets
+    assert recorded.requires_grad
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+    assert runs == ["embed_patches"] * 3  # recorded, the convolution alone
