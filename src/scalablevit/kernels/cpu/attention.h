@@ -142,8 +142,8 @@ inline void multiply(Matrix left, Matrix right, int length, float* out, int out_
 // out += left @ right, for any number of whole vectors.
 inline void add_product(Matrix left, Matrix right, int length, float* out, int out_stride, int rows, int columns) {
   for (; columns >= 2 * kLanes; columns -= 2 * kLanes, right.data += 2 * kLanes, out += 2 * kLanes)
-    multiply<2, 7, true>(left, right, length, out, out_stride, rows);
-  if (columns > 0) multiply<1, 7, true>(left, right, length, out, out_stride, rows);
+    multiply<2, kRowsOfTwo, true>(left, right, length, out, out_stride, rows);
+  if (columns > 0) multiply<1, kRowsOfOne, true>(left, right, length, out, out_stride, rows);
 }
 
 // Of kWidth vectors of queries and the keys so far: the largest score, and the sum of the powers of 2 of scores less that.

@@ -15,16 +15,15 @@ namespace scalablevit {
 
 #if defined(__aarch64__) || defined(SCALABLEVIT_FOUR_LANES)  // the tests define it, on processors of another kind
 constexpr int kLanes = 4;
-constexpr int kVectors = 4;
-constexpr int kRows = 5;
+constexpr int kVectors = 4, kRows = 5, kRowsOfTwo = 7, kRowsOfOne = 7;
 #elif defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kVectors = 4;  // vectors of queries at once
-constexpr int kRows = 5;     // keys, or channels of values, at once: 5 x 4 sums, 4 vectors and a broadcast of 32 registers
+constexpr int kVectors = 4;  // of queries at once
+// Rows of sums that lie in registers, of 32, beside so many vectors, two, or one, and a broadcast.
+constexpr int kRows = 5, kRowsOfTwo = 7, kRowsOfOne = 7;
 #else
 constexpr int kLanes = 8;
-constexpr int kVectors = 2;
-constexpr int kRows = 5;
+constexpr int kVectors = 2, kRows = 5, kRowsOfTwo = 6, kRowsOfOne = 8;  // of 16 registers
 #endif
 constexpr int kBlock = kLanes * kVectors;  // queries at once
 
