@@ -104,7 +104,7 @@ class MapConv2d(nn.Conv2d):
         """A dense one by a kernel of our own; None where there is none."""
         weight, bias, settings = self.weight, self.bias, (self.stride, cast(tuple[int, int], self.padding), self.groups)
         kernel = convolution_kernel(x, weight, bias, *settings)
-        if kernel is None:
+        if kernel is None or not (kernel.is_worthwhile(x, weight) or is_recorded(x, weight, bias)):
             return None
 
         needs = tuple(one is not None and one.requires_grad for one in (x, weight, bias))
@@ -231,7 +231,8 @@ def _map_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
 ) -> Tensor:
     x = x.contiguous()
-    if (kernel := convolution_kernel(x, weight, bias, stride, padding, groups)) is not None:
+    kernel = convolution_kernel(x, weight, bias, stride, padding, groups)
+    if kernel is not None and kernel.is_worthwhile(x, weight):
         return cast(Tensor, kernel.convolve(x, weight, bias))
     if (kernel := _depthwise_3x3_kernel(x, weight, bias, stride, padding, groups)) is not None:
         return cast(Tensor, kernel.convolve(x, weight, bias))

@@ -25,7 +25,7 @@ _MOST_CHANNELS = 384
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of (b, h, w, c), contiguous, with a weight (c', c, 3, 3) and a bias (c'): (b, h, w, c')."""
-    if not _is_worthwhile(x, weight):
+    if not is_worthwhile(x, weight):
         return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1).contiguous()
     weight = weight.detach().contiguous()
     return _convolve(x, weight, weight.shape[0], bias, (weight.stride(0), weight.stride(1), 1))
@@ -36,7 +36,7 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Of x, weight and bias, as far as they are needed, from that of the result (b, h, w, c'), contiguous."""
     grad_x = grad_weight = None
-    if needs[0] and not _is_worthwhile(x, weight):
+    if needs[0] and not is_worthwhile(x, weight):
         images, no = (one.permute(0, 3, 1, 2) for one in (grad, x)), [0, 0]
         arguments = *images, weight, None, [1, 1], [1, 1], [1, 1], False, no, 1, [True, False, False]
         grad_x = torch.ops.aten.convolution_backward(*arguments)[0].permute(0, 2, 3, 1)
@@ -62,7 +62,8 @@ def _convolve(
     return out
 
 
-def _is_worthwhile(x: Tensor, weight: Tensor) -> bool:
+def is_worthwhile(x: Tensor, weight: Tensor) -> bool:
+    """Whether what is saved of the products outweighs what the weight takes to be transformed."""
     tiles = x.shape[0] * math.ceil(x.shape[1] / 2) * math.ceil(x.shape[2] / 2)
     return tiles >= _FEWEST_TILES and max(weight.shape[:2]) <= _MOST_CHANNELS
 
