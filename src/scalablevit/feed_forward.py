@@ -105,6 +105,8 @@ class FeedForward(Branch):
         weight1, bias1, weight2, bias2 = layers
         if bias1 is None or bias2 is None or not _fit(x, norm, layers):
             return None  # PyTorch's layers say what is wrong
+        if not are_plain(layers if norm is None else (*layers, norm.weight, norm.bias)):
+            return None  # other kinds of parameters, as quantised or distributed ones, have operations of their own
         dtype = product_dtype(x, norm, layers)
         if dtype is None or (probability > 0.0 and not can_drop(x, dtype, probability)):
             return None

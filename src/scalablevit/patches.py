@@ -27,6 +27,8 @@ from scalablevit.recomputation import (
     without_autocast,
 )
 
+_CAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by autocast, from one to the other
+
 
 def embed_natively(
     x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, padding: int, dtype: torch.dtype | None = None
@@ -48,6 +50,8 @@ def embed_natively(
     if x.ndim != 4 or weight.ndim != 4 or not x.is_cpu:
         return None
     product = autocast_dtype() if dtype is None else dtype
+    if product is not None and x.dtype not in _CAST_DTYPES:
+        return None
     x = x.contiguous() if product is None else x.contiguous().to(product)
     out_size = x.shape[0], *_sides(x, weight, stride, padding), weight.shape[0]
     if not is_readable(x) or min(out_size) < 1:

@@ -16,7 +16,7 @@ from scalablevit.dropping import add_dropped, probability_of
 from scalablevit.kernels.selection import products_kernel, rows_kernel
 from scalablevit.layers import Linear, is_plain
 from scalablevit.products import linear_by_kernel
-from scalablevit.recomputation import is_recorded, may_recompute, norm_of, product_dtype, without_autocast
+from scalablevit.recomputation import are_plain, is_recorded, may_recompute, norm_of, product_dtype, without_autocast
 
 
 def normed_linear(
@@ -76,6 +76,8 @@ def add_projected(residual: Tensor | None, layer: Linear, dropout: nn.Dropout, v
 
 def _add_natively(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor | None:
     if layer.bias is None or probability_of(dropout) > 0.0 or not may_recompute(values):
+        return None
+    if not are_plain((residual, values, layer.weight, layer.bias)):
         return None
     if is_recorded(residual, values, layer.weight, layer.bias):
         return linear_by_kernel(values, layer.weight, layer.bias, residual)

@@ -133,14 +133,26 @@ def _lines(axes: Any, measurements: list[Measurement], per_image: Any) -> None:
         if points:
             style = "-" if _is_ours(name) else ("--", ":", "-.")[others.index(name) % 3]
             axes.plot(*zip(*points, strict=True), f"o{style}", label=_label(name), color=_colour(name), markersize=4)
-    sizes = {(m.height, m.width) for m in measurements}
-    places = {height * width / 1e6: f"{height}x{width}" for height, width in sorted(sizes)}
+    places = _ticks({(m.height, m.width) for m in measurements})
     axes.set_xscale("log")
     axes.set_xticks(list(places), list(places.values()), rotation=45, ha="right", fontsize=8)
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("pixels, height x width")
     axes.legend(frameon=False)
+
+
+def _ticks(sizes: set[tuple[int, int]]) -> dict[float, str]:
+    """Labels by megapixels. Sizes of about as many share one: two would lie over each other."""
+    labels: dict[float, str] = {}
+    for height, width in sorted(sizes, key=lambda size: size[0] * size[1]):
+        place, label = height * width / 1e6, f"{height}x{width}"
+        last = max(labels, default=0.0)
+        if place < 1.1 * last:
+            labels[last] += f",\n{label}"
+        else:
+            labels[place] = label
+    return labels
 
 
 def _is_ours(name: str) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Found = TypeVar("Found")
 
+_PLAIN = {Tensor, nn.Parameter, type(None)}
 _MOST_BLOCKS = 2048
 _MOST_CASES = 64  # such as sizes of maps, of one block
 
@@ -29,6 +30,8 @@ def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[
         tensors: One at least. They are compared by place, type, size, order in memory and sign, not by what is in them.
         find: Called without arguments where nothing is known. Nothing that it gives holds a tensor.
     """
+    if not {type(x) for x in tensors} <= _PLAIN:
+        return find()  # a subclass may lie nowhere
     facts = [
         None if x is None else (x.data_ptr(), x.dtype, x.shape, x.is_contiguous(), x.is_cpu, type(x), x.is_neg())
         for x in tensors

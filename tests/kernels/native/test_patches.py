@@ -146,6 +146,17 @@ def test_wrong_channels_and_types_are_the_layers_to_tell_of():
         assert module(torch.randn(0, 9, 8, 5)).shape == (0, 5, 4, 12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8], ids=str)
+def test_what_autocast_does_not_cast_is_not_cast(dtype):
+    module, x = embedding(), torch.ones(1, 9, 8, 5, dtype=dtype)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with use_native(False), pytest.raises(RuntimeError) as expected:
+            module(x)
+        with use_native(True), pytest.raises(RuntimeError) as found:
+            module(x)
+    assert str(found.value) == str(expected.value)
+
+
 @pytest.fixture
 def operator_arguments():
     """Of the operator of compiled graphs, for one of the cases and a product in a type."""

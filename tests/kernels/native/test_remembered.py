@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelfAttention
 from scalablevit.design import DESIGNS
@@ -198,3 +199,23 @@ def test_a_kernel_that_ran_because_it_was_asked_for_does_not_run_by_itself(kind,
         with use_native("auto"):
             block(x)
         assert len(names) == 1
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("which", ["weight", "bias"])
+def test_parameters_without_memory_are_left_to_their_own_operations(block, which, recorded):
+    """As quantised and distributed ones are."""
+    x = torch.randn(1, 8, 8, 32)
+    with torch.no_grad():
+        expected = block(x)
+    for module in each_weight(block):
+        if getattr(module, which) is not None:
+            parameter = getattr(module, which).detach()
+            setattr(module, which, nn.Parameter(TwoTensor(parameter, parameter.clone())))
+    with torch.set_grad_enabled(recorded), use_native(True):
+        found = block(x)
+        if recorded:
+            found.square().sum().backward()
+            assert all(parameter.grad is not None for parameter in block.parameters())
+    assert isinstance(found, TwoTensor)
+    torch.testing.assert_close(found.a.detach(), expected, rtol=1e-4, atol=1e-4)
