@@ -21,7 +21,7 @@ from scalablevit.interactive_windows import interactive_window_attention
 from scalablevit.kernels.parts import ListParts, WindowParts
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.keys_values import DenseKeysValues, DepthwiseKeysValues, KeysValues, LinearKeysValues
-from scalablevit.layers import Branch, Linear, children_of, is_plain, is_plain_with, linear, plain_layer, plain_norm
+from scalablevit.layers import Branch, Linear, child_of, is_plain, is_plain_with, linear, plain_layer, plain_norm
 from scalablevit.norms import normed
 from scalablevit.projections import Projection, is_worthwhile, normed_projections
 from scalablevit.recomputation import norm_of
@@ -106,16 +106,16 @@ class ScalableSelfAttention(Branch):
 
     def _parts(self, norm: nn.LayerNorm) -> ListParts | None:
         """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
-        children, before, reduction, factor, heads = children_of(self), plain_norm(norm), None, 1, self.heads
-        keys_values, dropout = children["keys_values"], children["dropout"]
+        before, reduction, factor, heads = plain_norm(norm), None, 1, self.heads
+        keys_values, dropout = child_of(self, "keys_values"), child_of(self, "dropout")
         if isinstance(keys_values, DepthwiseKeysValues) and is_plain(keys_values, DepthwiseKeysValues):
             reduction, factor = keys_values.reduction(), keys_values.reduction_factor
             if reduction is None:
                 return None
         elif not isinstance(keys_values, LinearKeysValues) or not is_plain(keys_values, LinearKeysValues):
             return None
-        to_q, to_kv = plain_layer(children["to_q"]), plain_layer(children_of(keys_values)["to_kv"])
-        to_out = plain_layer(children["to_out"])
+        to_q, to_kv = plain_layer(child_of(self, "to_q")), plain_layer(child_of(keys_values, "to_kv"))
+        to_out = plain_layer(child_of(self, "to_out"))
         if before is None or to_q is None or to_kv is None or to_out is None or not is_plain(dropout, nn.Dropout):
             return None
         if probability_of(dropout) > 0.0 or (self.training and self.attention_dropout > 0.0):
@@ -211,11 +211,11 @@ class InteractiveWindowedSelfAttention(Branch):
 
     def _parts(self, norm: nn.LayerNorm) -> WindowParts | None:
         """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
-        children, before = children_of(self), plain_norm(norm)
-        attention, dropout, convolution = children["attention"], children["dropout"], children["lim"]
+        before, attention, dropout = plain_norm(norm), child_of(self, "attention"), child_of(self, "dropout")
+        convolution = child_of(self, "lim")
         if not isinstance(attention, WindowAttention) or not is_plain(attention, WindowAttention) or before is None:
             return None
-        to_qkv, to_out = plain_layer(children["to_qkv"]), plain_layer(children["to_out"])
+        to_qkv, to_out = plain_layer(child_of(self, "to_qkv")), plain_layer(child_of(self, "to_out"))
         lim = plain_layer(convolution, MapConv2d)
         if to_qkv is None or to_out is None or lim is None or not is_plain(dropout, nn.Dropout):
             return None

@@ -168,7 +168,9 @@ class MapConv2d(nn.Conv2d):
     def is_square(self) -> bool:
         """Whether it is dense, and alike along both axes: all said by the weight, one stride and one padding."""
         sides = self.kernel_size, self.stride, self.padding
-        return self.groups == 1 and self._is_by_number() and all(side[0] == side[1] for side in sides)
+        if self.groups != 1 or not self._is_by_number() or any(side[0] != side[1] for side in sides):
+            return False
+        return self.stride[0] > 0 and cast(tuple[int, int], self.padding)[0] >= 0  # else PyTorch says what is wrong
 
     def _is_by_number(self) -> bool:
         """Whether the convolution is all said by stride, padding and groups, as all of this package are."""
@@ -236,7 +238,8 @@ def _map_convolution(
         return cast(Tensor, kernel.convolve(x, weight, bias))
     if (kernel := _depthwise_3x3_kernel(x, weight, bias, stride, padding, groups)) is not None:
         return cast(Tensor, kernel.convolve(x, weight, bias))
-    if groups == 1 and stride[0] == stride[1] and padding[0] == padding[1]:
+    alike = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)  # else PyTorch says what is wrong
+    if alike and groups == 1 and stride[0] == stride[1] and padding[0] == padding[1]:
         layer, settings = Layer(weight, bias), {"stride": stride[0], "padding": padding[0]}
         if (out := embed_natively(x, layer, None, **settings, dtype=weight.dtype)) is not None:
             return out

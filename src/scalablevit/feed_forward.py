@@ -28,7 +28,7 @@ from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import is_readable, is_wanted, products_kernel
 from scalablevit.kernels.switches import choices
-from scalablevit.layers import Branch, Linear, children_of, is_plain, plain_layer, plain_norm
+from scalablevit.layers import Branch, Linear, child_of, is_plain, plain_layer, plain_norm
 from scalablevit.recomputation import (
     are_plain,
     autocast_dtype,
@@ -93,8 +93,8 @@ class FeedForward(Branch):
 
         None where the layers are not just what they were made as, or of types that autocast does not mix.
         """
-        children = children_of(self)
-        fc1, fc2, dropout = plain_layer(children["fc1"]), plain_layer(children["fc2"]), children["dropout"]
+        fc1, fc2 = plain_layer(child_of(self, "fc1")), plain_layer(child_of(self, "fc2"))
+        dropout = child_of(self, "dropout")
         if fc1 is None or fc2 is None or not is_plain(dropout, nn.Dropout) or not may_recompute(x):
             return None
         layers, probability = (*fc1, *fc2), probability_of(dropout)

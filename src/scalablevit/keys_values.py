@@ -16,7 +16,7 @@ from scalablevit.cell_convolutions import CellConv2d
 from scalablevit.cells import cut_into_cells, fill_up_to_one_cell
 from scalablevit.dot_product import is_eager
 from scalablevit.kernels.parts import Reduction
-from scalablevit.layers import Linear, PointwiseConv, children_of, is_plain, plain_layer, plain_norm
+from scalablevit.layers import Linear, PointwiseConv, child_of, is_plain, plain_layer, plain_norm
 from scalablevit.norms import normed
 from scalablevit.projections import Projection
 
@@ -97,10 +97,10 @@ class DepthwiseKeysValues(KeysValues):
         return self.after_projection(self.reduce(fill_up_to_one_cell(x, self.reduction_factor)))
 
     def reduction(self) -> Reduction | None:
-        """What is done before the last layer; None if that `is_plain` no more but for hooks of all modules."""
-        children = children_of(self)
-        reduce, scaling, norm = children["reduce"], children["scale_channels"], children["norm"]
-        cells, layer, before = plain_layer(reduce, CellConv2d), plain_layer(scaling, PointwiseConv), plain_norm(norm)
+        """What is done before the last layer; None where that is not as it was made (see `plain_layer`)."""
+        reduce = child_of(self, "reduce")
+        cells, layer = plain_layer(reduce, CellConv2d), plain_layer(child_of(self, "scale_channels"), PointwiseConv)
+        before = plain_norm(child_of(self, "norm"))
         if cells is None or layer is None or before is None or cells.bias is None:
             return None
         return Reduction(cells, layer, before) if reduce.is_over_cells() else None

@@ -70,8 +70,9 @@ class PreNormResidual(nn.Module):
         if torch.jit.is_scripting():
             return x + self.drop_path(self.branch(self.norm(x)))
         else:
-            children = children_of(self)
-            norm, branch, drop_path = children["norm"], children["branch"], children["drop_path"]
+            norm, branch, drop_path = child_of(self, "norm"), child_of(self, "branch"), child_of(self, "drop_path")
+            if norm is None or branch is None or drop_path is None:
+                return x + self.drop_path(self.branch(self.norm(x)))
             if torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
                 out = self._compiled(x)
                 return x + drop_path(branch(norm(x))) if out is None else out
@@ -172,8 +173,7 @@ class PatchEmbedding(nn.Module):
         compiles = torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag
         if not compiles and (torch.is_grad_enabled() or not is_eager(x)):
             return None
-        children = children_of(self)
-        conv, norm, dropout = children["conv"], children["norm"], children["dropout"]
+        conv, norm, dropout = child_of(self, "conv"), child_of(self, "norm"), child_of(self, "dropout")
         layer, of_norm = plain_layer(conv, MapConv2d), plain_norm(norm)
         if layer is None or (of_norm is None and not is_plain(norm, nn.Identity)):
             return None
@@ -199,9 +199,9 @@ class PEG(nn.Module):
             return x + self.conv(x) if out is None else out
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module] = Linear) -> bool:
+def is_plain(module: nn.Module | None, kind: type[nn.Module] = Linear) -> bool:
     """Whether a call of the module does what its class, `kind`, says, and no more: no adapter in its place, no hook."""
-    return _is_as_made(module, kind) and not has_hooks_for_all()
+    return module is not None and _is_as_made(module, kind) and not has_hooks_for_all()
 
 
 def has_hooks_for_all() -> bool:
@@ -222,21 +222,27 @@ def _is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
-def children_of(module: nn.Module) -> dict[str, Any]:
-    """By their names. Modules take a microsecond to find one as an attribute, which counts with few positions."""
-    return module._modules
+def child_of(module: nn.Module, name: str) -> Any:
+    """A module in another; None where something else has its place, or nothing.
+
+    Modules take a microsecond to find one as an attribute, which counts with few positions.
+    """
+    return module._modules.get(name)
 
 
-def plain_layer(module: nn.Module, kind: type[nn.Module] = Linear) -> Layer | None:
-    """What a module is made of that `is_plain` but for hooks of all modules; None for another, or without a weight."""
-    if not _is_as_made(module, kind):
+def plain_layer(module: nn.Module | None, kind: type[nn.Module] = Linear) -> Layer | None:
+    """What a module as its class made it consists of; None for another, or where that are not parameters.
+
+    Whether hooks want to see all modules is the caller's to ask.
+    """
+    if module is None or not _is_as_made(module, kind):
         return None
     parameters = module._parameters
     weight = parameters.get("weight")
-    return None if weight is None else Layer(weight, parameters.get("bias"))
+    return None if weight is None or "bias" not in parameters else Layer(weight, parameters["bias"])
 
 
-def plain_norm(module: nn.Module) -> Norm | None:
+def plain_norm(module: nn.Module | None) -> Norm | None:
     """Likewise of a LayerNorm over the channels; None without a bias."""
     layer = plain_layer(module, nn.LayerNorm)
     if layer is None or layer.bias is None or len(cast(nn.LayerNorm, module).normalized_shape) != 1:

@@ -7,7 +7,8 @@ the time of a patch embedding goes by around the product.
 
 from __future__ import annotations
 
-from typing import cast
+import functools
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,13 +28,11 @@ from scalablevit.recomputation import (
     without_autocast,
 )
 
-_CAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by autocast, from one to the other
-
 
 def embed_natively(
     x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, padding: int, dtype: torch.dtype | None = None
 ) -> Tensor | None:
-    """A map convolved, then normalised; None where no kernel does that.
+    """A map convolved, then normalised; None where no kernel does that, or PyTorch is faster.
 
     Args:
         x: (b, h, w, c), of which nothing is recorded.
@@ -47,53 +46,57 @@ def embed_natively(
         (b, h', w', f), contiguous.
     """
     weight, bias = layer
-    if x.ndim != 4 or weight.ndim != 4 or not x.is_cpu:
-        return None
-    product = autocast_dtype() if dtype is None else dtype
-    if product is not None and x.dtype not in _CAST_DTYPES:
-        return None
-    x = x.contiguous() if product is None else x.contiguous().to(product)
-    out_size = x.shape[0], *_sides(x, weight, stride, padding), weight.shape[0]
-    if not is_readable(x) or min(out_size) < 1:
+    if x.ndim != 4 or weight.ndim != 4 or not is_readable(x):
         return None
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
-    # The kernel reads weights of layers as they are, all other parameters in float32.
-    tensors = weight if weight.dtype == torch.float32 else weight.flatten(1), bias, norm_weight, norm_bias
-    case = x.shape, x.dtype, weight.shape, dtype, product, stride, padding, eps, *choices.values()
-
-    def find() -> BlockCall | None:
-        side = weight.shape[2:3]
-        expected = (*weight.shape[:1], *x.shape[-1:], *side, *side), *[weight.shape[:1]] * 3
-        parameters = weight, bias, norm_weight, norm_bias
-        if any(one is not None and one.shape != size for one, size in zip(parameters, expected, strict=True)):
-            return None  # the layers say what is wrong
-        if dtype is None and product_dtype(x, norm, (weight, bias)) != x.dtype:
-            return None
-        kernel = patches_kernel(x, *parameters)
-        if kernel is None:
-            return None
-        settings = {"stride": stride, "padding": padding, "out_size": out_size, "eps": eps}
-        return cast(BlockCall, kernel.patch_call(x, tensors, **settings))
-
-    run = remembered(case, tensors, find)
+    tensors = weight, bias, norm_weight, norm_bias
+    product = autocast_dtype() if dtype is None else dtype
+    case = x.shape, x.dtype, dtype, product, stride, padding, eps, *choices.values()
+    settings: dict[str, Any] = {"stride": stride, "padding": padding, "dtype": dtype}
+    run = remembered(case, tensors, functools.partial(_call_for, x, layer, norm, **settings))
     if run is None:
         return None
-    out = x.new_empty(out_size)
+    x = x.contiguous() if product is None else x.contiguous().to(product)
+    out = x.new_empty(x.shape[0], *_sides(x, weight, stride, padding), weight.shape[0])
     run.into(out, x, tensors, x.new_empty(run.room))
     return out
 
 
+def _call_for(
+    x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, padding: int, dtype: torch.dtype | None
+) -> BlockCall | None:
+    weight, bias = layer
+    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
+    side, columns = weight.shape[2:3], weight.shape[:1]
+    sizes = (*columns, *x.shape[-1:], *side, *side), columns, columns, columns
+    parameters = weight, bias, norm_weight, norm_bias
+    if any(one is not None and one.shape != size for one, size in zip(parameters, sizes, strict=True)):
+        return None  # the layers say what is wrong
+    out_size = x.shape[0], *_sides(x, weight, stride, padding), weight.shape[0]
+    product = product_dtype(x, norm, layer) if dtype is None else dtype
+    if product is None or min(*out_size, x.shape[-1]) < 1:
+        return None
+    row = x.new_empty(1, x.shape[-1], dtype=product)  # in the type in which the map goes to the kernel
+    kernel = patches_kernel(row, *parameters, positions=x.shape[0] * out_size[1] * out_size[2])
+    if kernel is None:
+        return None
+    map_size = {"map_size": x.shape, "out_size": out_size, "stride": stride, "padding": padding}
+    return cast(BlockCall, kernel.patch_call(row, parameters, **map_size, eps=eps))
+
+
 def embed_in_graph(x: Tensor, layer: Layer, norm: Norm | None, *, stride: int, padding: int) -> Tensor | None:
     """The same as one operator of a compiled graph; None where the compiler had better see steps."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    dtype = autocast_dtype() or x.dtype
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
     tensors = *layer, norm_weight, norm_bias
     if x.ndim != 4 or is_recorded(x, *tensors) or not multiplies_any_rows(x.device, dtype):
         return None
     if may_be_transformed() or not are_plain(tensors) or product_dtype(x, norm, layer) != dtype:
         return None
-    if layer.weight.shape[1] != x.shape[-1]:
+    if layer.weight.shape[1] != x.shape[-1] or min(_sides(x, layer.weight, stride, padding)) < 1:
         return None  # PyTorch says what is wrong
+    if norm_weight is not None and norm_weight.shape != layer.weight.shape[:1]:
+        return None
     return cast(Tensor, _operator(x, *tensors, eps, stride, padding, dtype))
 
 

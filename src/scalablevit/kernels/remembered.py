@@ -14,8 +14,9 @@ from torch import Tensor, nn
 Found = TypeVar("Found")
 
 _PLAIN = {Tensor, nn.Parameter, type(None)}
-_MOST_BLOCKS = 2048
-_MOST_CASES = 64  # such as sizes of maps, of one block
+_UNKNOWN: Any = object()
+# A case takes 1.5 KB. Those of one block are, for example, sizes of maps.
+_MOST_BLOCKS, _MOST_CASES = 2048, 16
 
 # By the address of the first tensor: what was asked about all of them, and what was found in each case. Only numbers
 # are kept of tensors, so that none lives longer for it.
@@ -43,9 +44,8 @@ def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[
             _known.clear()
         known = _known[address] = facts, {}
     cases = known[1]
-    try:
-        found: Found = cases[case]
-    except KeyError:
+    found: Found = cases.get(case, _UNKNOWN)
+    if found is _UNKNOWN:
         if len(cases) >= _MOST_CASES:
             cases.clear()
         found = cases[case] = find()

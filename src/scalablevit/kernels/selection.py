@@ -235,9 +235,33 @@ def blocks_kernel(
     return _module("scalablevit.kernels.cpu.blocks")
 
 
-def patches_kernel(x: Tensor, *parameters: Tensor | None) -> Any:
-    """The module that convolves the map x as a product, then normalises, by such parameters; or None."""
-    if products_kernel(x, x.dtype, *parameters) is None:
+def patches_kernel(
+    like: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    *,
+    positions: int,
+) -> Any:
+    """The module that convolves maps of the type of `like` as products, then normalises; or None.
+
+    By itself a convolution is faster by PyTorch, unless it has many numbers to lay out anew for few positions; with the
+    norm it is slower as a product where there are many positions of few channels (docs/log.md).
+
+    Args:
+        like: (1, c), on the device of the maps.
+        weight: (f, c, r, r), of the convolution.
+        bias: (f).
+        norm_weight: (f), of the norm; None for none, as is its bias.
+        norm_bias: (f).
+        positions: Of the result.
+    """
+    if choices["native"] is not True:
+        reads, alone = weight[0].numel(), norm_weight is None
+        if 8 * positions > reads if alone else (positions > 8192 and weight.shape[0] < 64):
+            return None
+    if products_kernel(like, like.dtype, weight, bias, norm_weight, norm_bias) is None:
         return None
     return _module("scalablevit.kernels.cpu.patches")
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scalablevit.convolutions import MapConv2d
 from scalablevit.kernels import use_native
 from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.parts import Layer, Norm
@@ -113,6 +114,8 @@ ONLY_LAYERS = {
     "two strides": lambda module: setattr(module.conv, "stride", (2, 1)),
     "dropout": lambda module: setattr(module.dropout, "p", 0.5),
     "half a weight": lambda module: module.norm.double(),
+    "cropped": lambda module: setattr(module.conv, "padding", (-1, -1)),
+    "turned memory": lambda module: module.conv.to(memory_format=torch.channels_last),
 }
 
 
@@ -213,3 +216,26 @@ def test_a_compiled_graph_holds_it_where_nothing_is_recorded(runs, autocast):
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
     assert runs == ["embed_patches"] * 3  # recorded, the convolution alone
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("half", ["weight", "bias", "all"])
+def test_mixed_types_are_pytorchs_to_tell_of(half, compiled):
+    """In a compiled graph, too, whose operator would otherwise give another type than it says."""
+    conv, x = MapConv2d(5, 12, 3, 2, 1), torch.randn(1, 9, 8, 5)
+    for name in ("weight", "bias") if half == "all" else (half,):
+        getattr(conv, name).data = getattr(conv, name).data.bfloat16()
+    torch._dynamo.reset()
+    run = torch.compile(conv, backend="eager") if compiled else conv
+    with torch.no_grad(), use_native(True), pytest.raises(Exception, match=r"type|dtype"):
+        run(x)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_map_without_channels_is_pytorchs():
+    conv, x = MapConv2d(0, 4, 3, 1, 1), torch.zeros(1, 5, 5, 0)
+    with torch.no_grad():
+        with use_native(True):
+            found = conv(x)
+        with use_native(False):
+            assert torch.equal(found, conv(x))

@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -97,7 +98,24 @@ def without_biases(block):
         module.bias = None
 
 
-CHANGES = (in_place, other_memory, turned, other_parameters, another_precision, hook, other_layers, without_biases)
+def biases_as_buffers(block):
+    for module in each_weight(block):
+        if (bias := module.bias) is not None:
+            del module.bias
+            module.register_buffer("bias", bias.detach() + 1.0)
+
+
+def biases_as_tensors(block):
+    for module in each_weight(block):
+        if (bias := module.bias) is not None:
+            del module.bias
+            module.bias = bias.detach() + 1.0
+
+
+CHANGES = (
+    *(in_place, other_memory, turned, other_parameters, another_precision, hook, other_layers, without_biases),
+    *(biases_as_buffers, biases_as_tensors),
+)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -219,3 +237,28 @@ def test_parameters_without_memory_are_left_to_their_own_operations(block, which
             assert all(parameter.grad is not None for parameter in block.parameters())
     assert isinstance(found, TwoTensor)
     torch.testing.assert_close(found.a.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_several_threads_may_call_one_model(monkeypatch):
+    monkeypatch.setattr(remembered, "_MOST_BLOCKS", 2)  # so that each forgets what others found
+    monkeypatch.setattr(remembered, "_MOST_CASES", 1)
+    blocks = nn.Sequential(*(randomise(make()) for kind, make in BLOCKS.items() if kind != "patches")).eval()
+    maps = [torch.randn(1, side, 8, 32) for side in (4, 6, 8, 10)]
+    with torch.no_grad(), use_native(True):
+        expected = [blocks(x) for x in maps]
+
+    def run(index):
+        with torch.no_grad():
+            return all(torch.equal(blocks(maps[index]), expected[index]) for _ in range(30))
+
+    with use_native(True), ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(4)))
+
+
+def test_a_child_that_is_a_function_is_called():
+    x = torch.randn(1, 8, 8, 32)
+    block, patches = BLOCKS["feed-forward"](), BLOCKS["patches"]()
+    for module, name in ((block, "drop_path"), (patches, "norm")):
+        delattr(module, name)
+        setattr(module, name, lambda x: 2.0 * x)
+        assert_right(module, x)

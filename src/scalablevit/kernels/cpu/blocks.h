@@ -2,8 +2,8 @@
 // design and the feed-forward.
 //
 // Axes: b batch, h height, w width, c channels, n heads, d width of a query and key head, d' of a value head, r positions
-// along each side of a cell, f channels of a hidden layer. Maps are contiguous. Nothing here multiplies; what does is called one after the other, with
-// what lies between in one workspace.
+// along each side of a cell, f channels of a hidden layer. Maps are contiguous. Nothing here multiplies; what does is called
+// one after the other, with what lies between in one workspace.
 
 #pragma once
 

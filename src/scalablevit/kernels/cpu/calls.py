@@ -24,6 +24,7 @@ class BlockCall(NamedTuple):
         name: Of the kernel.
         types: Of the map, and of the weights of layers, if there are any.
         addresses: Of the parameters, in the kernel's order; None where some are converted at each call.
+        weight: Which parameter the weight is whose type was given; None without one.
         room: How many numbers of the type of the map the kernel wants memory for.
         sizes: In the kernel's order.
         settings: What the kernel is given beside all these, in its order.
@@ -32,6 +33,7 @@ class BlockCall(NamedTuple):
     name: str
     types: tuple[torch.dtype, ...]
     addresses: tuple[int, ...] | None
+    weight: int | None
     room: int
     sizes: tuple[int, ...]
     settings: tuple[Any, ...]
@@ -49,10 +51,11 @@ class BlockCall(NamedTuple):
         settings: tuple[Any, ...] = (),
     ) -> BlockCall:
         """For a map such as x and these parameters; layers are of the type of the weight, if there are any."""
-        read = _as_read(parameters)
+        place = next((i for i, one in enumerate(parameters) if one is weight), None) if weight is not None else None
+        read = _as_read(parameters, place)
         kept = all(one is parameter for one, parameter in zip(read, parameters, strict=True))
         types = (x.dtype,) if weight is None else (x.dtype, weight.dtype)
-        return cls(name, types, _addresses(read) if kept else None, room, sizes, settings)
+        return cls(name, types, _addresses(read) if kept else None, place, room, sizes, settings)
 
     def __call__(self, x: Tensor, parameters: Sequence[Tensor | None]) -> Tensor:
         """What the kernel makes of a map, contiguous and as large."""
@@ -62,7 +65,9 @@ class BlockCall(NamedTuple):
 
     def into(self, out: Tensor, x: Tensor, parameters: Sequence[Tensor | None], between: Tensor | None) -> None:
         """Likewise, into memory that is there; `between` is where what comes before the result goes."""
-        read = parameters if self.addresses is not None else _as_read(parameters)  # lives until the kernel returns
+        read = (
+            parameters if self.addresses is not None else _as_read(parameters, self.weight)
+        )  # lives until the kernel returns
         addresses = self.addresses if self.addresses is not None else _addresses(read)
         room = 0 if between is None else between.data_ptr()
         numbers = x.data_ptr(), *addresses, room, out.data_ptr(), *self.sizes
@@ -70,9 +75,9 @@ class BlockCall(NamedTuple):
         call(self.name, self.types, block, *self.settings)
 
 
-def _as_read(parameters: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _as_read(parameters: Sequence[Tensor | None], weight: int | None) -> list[Tensor | None]:
     """Weights of layers as they are, all else in float32."""
-    return [one if one is None or one.ndim == 2 else as_float(one) for one in parameters]
+    return [one if one is None or one.ndim == 2 or i == weight else as_float(one) for i, one in enumerate(parameters)]
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:

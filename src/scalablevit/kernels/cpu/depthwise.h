@@ -92,7 +92,8 @@ template <typename T>
 void convolve_depthwise(const DepthwiseBlock& a, int threads) {
   float* taps = (float*)a.workspace;
   turn_taps(a.weight, a.channels, 9, taps);
-  convolve_depthwise((const T*)a.x, taps, a.bias, (T*)a.out, a.b, (int)a.height, (int)a.width, (int)a.channels, a.adds, threads);
+  const int height = (int)a.height, width = (int)a.width, channels = (int)a.channels;
+  convolve_depthwise((const T*)a.x, taps, a.bias, (T*)a.out, a.b, height, width, channels, a.adds, threads);
 }
 
 // Gradients of weight and bias of a 3x3 convolution of x, from that of its result, a contiguous map: (10, c), the bias last.

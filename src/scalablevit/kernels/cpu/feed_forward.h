@@ -117,7 +117,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
               continue;
             }
             T* keep = kept ? kept + (start + block) * hidden + g * kGroup : nullptr;
-            Products::multiply_rows_beside(rows_now, size, some_rows, weights, columns, width, [=](int64_t row, const float* sums) {
+            const auto activate = [=](int64_t row, const float* sums) {
               Vector numbers[kStep / kLanes];
               for (int v = 0; v < kStep / kLanes; ++v) {
                 const Vector sum = load(sums + v * kLanes) + load(bias + v * kLanes);
@@ -129,7 +129,8 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
                 for (int v = 0; v < kStep / kLanes; ++v) numbers[v] = of_hidden(numbers[v], keys, g * kGroup + v * kLanes);
               }
               Products::set(chunk, chunk_size, row, g - h, numbers);
-            });
+            };
+            Products::multiply_rows_beside(rows_now, size, some_rows, weights, columns, width, activate);
           }
           const int64_t length = chunk_groups * kGroup;
           for (int64_t g = 0; g < groups; ++g) {

@@ -93,7 +93,7 @@ void linear_of_fewest(const T* x, const float* norm_weight, const float* norm_bi
   for (int64_t r = 0; r < rows; ++r) {
     float* to = read.data() + r * padded;
     if (norm_weight)
-      read_row(x + r * width, norm_weight, norm_bias, eps, width, to);
+      normalise_row(x + r * width, norm_weight, norm_bias, to, width, eps);
     else
       for_each_vector(width, [&](int i, int count) { store_some(to + i, load_some(x + r * width + i, count), count); });
   }

@@ -9,16 +9,6 @@ namespace scalablevit {
 
 constexpr int64_t kWidestRight = 2048;  // columns of the right side, packed at once
 
-// LayerNorm of a row, in float32.
-template <typename T>
-inline void read_row(const T* x, const float* weight, const float* bias, float eps, int width, float* out) {
-  const Moments of = moments(x, width, eps);
-  for_each_vector(width, [&](int i, int count) {
-    const Vector centred = (load_some(x + i, count) - of.mean) * of.factor;
-    store_some(out + i, centred * load_some(weight + i, count) + load_some(bias + i, count), count);
-  });
-}
-
 // Rows of a matrix, each through the norm if there is one, as a layer reads them.
 template <typename T>
 struct NormedRows {
@@ -35,7 +25,8 @@ struct NormedRows {
   void with_side(int64_t start, int rows, float* room, Body body) const {
     const T* from = x + start * width;
     if (!weight) return body(Side<T>{from, width, 1});
-    for (int i = 0; i < rows; ++i) read_row(from + (int64_t)i * width, weight, bias, eps, width, room + (int64_t)i * width);
+    for (int i = 0; i < rows; ++i)
+      normalise_row(from + (int64_t)i * width, weight, bias, room + (int64_t)i * width, width, eps);
     body(Side<float>{room, width, 1});
   }
 };

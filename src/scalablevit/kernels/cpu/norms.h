@@ -33,8 +33,8 @@ inline Moments moments(const T* x, int width, float eps) {
 }
 
 // out = (x - mean) / sqrt(variance + eps) * weight + bias of a row, which may be done in place.
-template <typename T>
-inline Moments normalise_row(const T* x, const float* weight, const float* bias, T* out, int width, float eps) {
+template <typename T, typename Out>
+inline Moments normalise_row(const T* x, const float* weight, const float* bias, Out* out, int width, float eps) {
   const Moments of = moments(x, width, eps);
   for_each_vector(width, [&](int i, int count) {
     const Vector centred = (load_some(x + i, count) - of.mean) * of.factor;

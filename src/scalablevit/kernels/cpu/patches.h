@@ -22,7 +22,8 @@ struct PatchBlock {
   int64_t b, height, width, channels, kernel, stride, padding, out_height, out_width, out_channels;
 };
 
-// What lies under the kernel at each place, (b * h' * w', r * r * c), with zeros outside of the map: rows as `linear` reads them.
+// What lies under the kernel at each place, (b * h' * w', r * r * c), with zeros outside of the map: rows as `linear` reads
+// them.
 template <typename T>
 struct PatchRows {
   const PatchBlock& of;
@@ -30,7 +31,7 @@ struct PatchRows {
   bool turned;  // channels first, as they lie in the weight: (c, r, r) instead of (r, r, c)
 
   int64_t most(int64_t most) const { return width > 512 ? most * 512 / width : most; }  // long rows leave the second cache
-  int64_t room() const { return (kGroup + 1) * (int64_t)width * sizeof(T) / sizeof(float) + 1; }
+  int64_t room() const { return round_up((kGroup + 1) * width, kGroup) * sizeof(T) / sizeof(float); }  // whole lines
 
   template <typename Body>
   void with_side(int64_t start, int rows, float* room, Body body) const {
@@ -103,7 +104,7 @@ void embed_patches(const PatchBlock& a, float eps, int threads) {
   with_products<T>([&](auto kind) {
     using Products = typename decltype(kind)::Type;
     const auto run = few ? linear_of_few<Products, PatchRows<T>, T, W, NormRows<T>>
-                                                     : linear<Products, PatchRows<T>, T, W, NormRows<T>>;
+                         : linear<Products, PatchRows<T>, T, W, NormRows<T>>;
     run(read, weight, a.bias, nullptr, (T*)a.out, nullptr, rows, columns, columns, threads, finish);
   });
 }

@@ -15,28 +15,34 @@ from scalablevit.kernels.cpu.calls import BlockCall
 
 
 def patch_call(
-    x: Tensor, parameters: Sequence[Tensor | None], *, stride: int, padding: int, out_size: Sequence[int], eps: float
+    like: Tensor,
+    parameters: Sequence[Tensor | None],
+    *,
+    map_size: Sequence[int],
+    out_size: Sequence[int],
+    stride: int,
+    padding: int,
+    eps: float,
 ) -> BlockCall:
-    """What embeds maps such as x in maps of `out_size`, (b, h', w', f).
+    """What embeds maps of one size in maps of another.
 
     Args:
-        x: The map.
-        parameters: Weight (f, c, r, r), in another type than float32 as (f, c * r * r), and bias (f) or None; weight
-            (f) and bias (f) of the norm, both None for none.
+        like: Of the type of the maps.
+        parameters: Weight (f, c, r, r) and bias (f) or None; weight (f) and bias (f) of the norm, both None for none.
+        map_size: (b, h, w, c).
+        out_size: (b, h', w', f).
         stride: Positions between those of the result.
         padding: Zeros around the map.
-        out_size: Of the result.
         eps: Of the norm.
     """
     weight = parameters[0]
     assert weight is not None
-    kernel = round((weight.numel() // (weight.shape[0] * x.shape[-1])) ** 0.5)
     return BlockCall.of(
         "embed_patches",
-        x,
+        like,
         weight,
         parameters,
-        room=-(-weight.numel() * weight.itemsize // x.itemsize),
-        sizes=(*x.shape, kernel, stride, padding, *out_size[1:]),
+        room=-(-weight.numel() * weight.itemsize // like.itemsize),
+        sizes=(*map_size, weight.shape[-1], stride, padding, *out_size[1:]),
         settings=(ctypes.c_float(eps),),
     )
