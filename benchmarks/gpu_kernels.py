@@ -27,7 +27,7 @@ from torch import Tensor
 from scalablevit.dot_product import attend
 from scalablevit.interactive_windows import interactive_window_attention
 from scalablevit.kernels import use_triton
-from scalablevit.kernels.selection import takes_lists, takes_windows
+from scalablevit.kernels.triton_selection import takes_lists, takes_windows
 from scalablevit.windows import window_attention
 
 # Heads per stage, and widths of SSA's key heads (values and IWSA are 32 wide); maps are 56, 28, 14 and 7 wide.

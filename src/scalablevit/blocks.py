@@ -22,10 +22,9 @@ from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.parts import Layer, ListParts, Norm, WindowParts
 from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import blocks_kernel, is_readable, multiplies_any_rows
-from scalablevit.kernels.switches import choices
+from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.recomputation import (
     are_plain,
-    autocast_dtype,
     is_recorded,
     may_be_transformed,
     may_recompute,
@@ -45,7 +44,7 @@ def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool)
 
 def attend_in_graph(x: Tensor, parts: WindowParts | ListParts) -> Tensor | None:
     """A map plus its attention as one operator of a compiled graph; None where the compiler had better see steps."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    dtype = autocast_dtype() or x.dtype
     tensors = parts.tensors()
     if x.ndim != 4 or is_recorded(x, *tensors) or not multiplies_any_rows(x.device, dtype):
         return None
@@ -71,7 +70,7 @@ def _attend_natively(
     """
     if x.ndim != 4 or not is_readable(x) or not x.is_contiguous():
         return None
-    case = x.shape, x.dtype, dtype, autocast_dtype(), residual, *numbers, *factors, *choices.values()
+    case = x.shape, x.dtype, dtype, residual, *numbers, *factors
 
     def find() -> BlockCall | None:
         parts = kind.of(tensors, numbers, factors)

@@ -20,9 +20,9 @@ from scalablevit.kernels.parts import Layer
 from scalablevit.kernels.recording import call_kernel, in_memory
 from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import convolution_kernel, depthwise_kernel, is_readable
-from scalablevit.kernels.switches import choices
+from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.patches import embed_natively
-from scalablevit.recomputation import autocast_dtype, is_recorded, product_dtype, without_autocast
+from scalablevit.recomputation import is_recorded, product_dtype, without_autocast
 
 
 class MapConv2d(nn.Conv2d):
@@ -67,8 +67,9 @@ class MapConv2d(nn.Conv2d):
         weight, bias = layer = Layer(self.weight, self.bias)
         if not self.is_depthwise_3x3() or not is_readable(x) or not x.is_contiguous():
             return None
-        case = x.shape, x.dtype, autocast_dtype(), residual, *choices.values()
-        run = remembered(case, layer, functools.partial(_depthwise_call_for, x, layer, residual=residual))
+        run = remembered(
+            (x.shape, x.dtype, residual), layer, functools.partial(_depthwise_call_for, x, layer, residual=residual)
+        )
         if run is None:
             return None
         if not is_recorded(x, weight, bias):
@@ -125,7 +126,7 @@ class MapConv2d(nn.Conv2d):
 
     def _convolve_in_float32(self, x: Tensor) -> Tensor | None:
         """In float32 for a result in half precision, where that is better; None elsewhere."""
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        dtype = autocast_dtype() or x.dtype
         parameters = (self.weight,) if self.bias is None else (self.weight, self.bias)
         if not goes_by_float32(x, dtype) or any(one.dtype not in (dtype, torch.float32) for one in (x, *parameters)):
             return None

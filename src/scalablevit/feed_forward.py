@@ -27,11 +27,10 @@ from scalablevit.kernels.parts import Norm
 from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import is_readable, is_wanted, products_kernel
-from scalablevit.kernels.switches import choices
+from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.layers import Branch, Linear, child_of, is_plain, plain_layer, plain_norm
 from scalablevit.recomputation import (
     are_plain,
-    autocast_dtype,
     differentiable_gradients,
     is_recorded,
     may_be_transformed,
@@ -110,8 +109,9 @@ class FeedForward(Branch):
         dtype = product_dtype(x, norm, layers)
         if dtype is None or (probability > 0.0 and not can_drop(x, dtype, probability)):
             return None
-        settings: dict[str, Any] = {"norm": norm, "dtype": dtype, "residual": residual, "dropout": probability}
-        return feed_forward(x, weight1, bias1, weight2, bias2, **settings)
+        return feed_forward(
+            x, weight1, bias1, weight2, bias2, norm=norm, dtype=dtype, residual=residual, dropout=probability
+        )
 
     def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
         """The feed-forward of norm(x), plus x, as one operator, where compiled graphs had better call it as a whole.
@@ -125,7 +125,7 @@ class FeedForward(Branch):
             return None
         if norm.weight is None or norm.bias is None or is_recorded(x, *norm.parameters(), *self.parameters()):
             return None
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        dtype = autocast_dtype() or x.dtype
         layers = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
         if may_be_transformed() or not are_plain((norm.weight, norm.bias, *layers)):
             return None
@@ -186,7 +186,7 @@ def _run_natively(
         return None
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
     tensors = norm_weight, norm_bias, *layers
-    case = x.shape, x.dtype, dtype, autocast_dtype(), residual, eps, *choices.values()
+    case = x.shape, x.dtype, dtype, residual, eps
 
     def find() -> BlockCall | None:
         if not _fit(x, norm, layers) or len({one.dtype for one in layers[::2] if one is not None}) > 1:

@@ -17,10 +17,9 @@ from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.parts import Layer, Norm
 from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import is_readable, multiplies_any_rows, patches_kernel
-from scalablevit.kernels.switches import choices
+from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.recomputation import (
     are_plain,
-    autocast_dtype,
     is_recorded,
     may_be_transformed,
     normalise,
@@ -51,7 +50,7 @@ def embed_natively(
     norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
     tensors = weight, bias, norm_weight, norm_bias
     product = autocast_dtype() if dtype is None else dtype
-    case = x.shape, x.dtype, dtype, product, stride, padding, eps, *choices.values()
+    case = x.shape, x.dtype, dtype, stride, padding, eps
     settings: dict[str, Any] = {"stride": stride, "padding": padding, "dtype": dtype}
     run = remembered(case, tensors, functools.partial(_call_for, x, layer, norm, **settings))
     if run is None:

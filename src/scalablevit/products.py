@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.selection import matrices_kernel, products_kernel, rows_kernel
+from scalablevit.kernels.switches import autocast_dtype
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def linear_by_kernel(x: Tensor, weight: Tensor, bias: Tensor | None, residual: T
         return None  # PyTorch says what is wrong
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    dtype = autocast_dtype() or x.dtype
     if not torch.is_autocast_enabled("cpu") and any(one is not None and one.dtype != dtype for one in (weight, bias)):
         return None
     kernel = products_kernel(x, dtype, weight, bias)

@@ -154,11 +154,6 @@ def product_dtype(x: Tensor, norm: Norm | None, parameters: Iterable[Tensor | No
     return torch.get_autocast_dtype(x.device.type) if mixed and norm_types <= {torch.float32} else None
 
 
-def autocast_dtype() -> torch.dtype | None:
-    """The type in which autocast has layers multiply on a CPU; None where it is off."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-
-
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """On the device of `x`, for where the types are settled."""
     device = x.device.type

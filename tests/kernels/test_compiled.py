@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import torch
 
-from scalablevit.kernels.selection import LIMITS, MAX_KEYS, MAX_LIST_WIDTH
+from scalablevit.kernels.triton_selection import LIMITS, MAX_KEYS, MAX_LIST_WIDTH
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 SHARED_BYTES = 99 * 1024  # of a block, on the smallest GPUs of compute capability 8 and above

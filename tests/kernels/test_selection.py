@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scalablevit.kernels
-from scalablevit.kernels import selection, use_native, use_triton
+from scalablevit.kernels import selection, triton_selection, use_native, use_triton
 from scalablevit.windows import window_attention
 
 GPU = torch.device("cuda")
@@ -61,7 +61,8 @@ def test_native_kernels_stay_off_beside_triton():
 
 
 def test_without_triton_all_works_and_only_switching_on_says_so(monkeypatch):
-    monkeypatch.setattr(selection, "_has_triton", lambda: False)
+    for module in (selection, triton_selection):
+        monkeypatch.setattr(module, "has_triton", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ImportError, match="pip install triton"):
         use_triton(True)

@@ -36,6 +36,13 @@ def call_kernel(
     return forward(*tensors)
 
 
+def is_transformed() -> bool:
+    """Whether a body is needed that is differentiable again and again, or forwards: under vmap, jvp, grad of grad, and
+    inside a dual level, whose tensors look like any others but carry a tangent.
+    """
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def in_memory(grad: Tensor) -> Tensor:
     """A gradient as a kernel reads it: contiguous, with its sign, and written out where PyTorch only notes zeros."""
     if grad._is_zerotensor():

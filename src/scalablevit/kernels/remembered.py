@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from scalablevit.kernels.switches import autocast_dtype, choices
+
 Found = TypeVar("Found")
 
 _PLAIN = {Tensor, nn.Parameter, type(None)}
@@ -27,7 +29,7 @@ def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[
     """What `find` gives: from the last time, if the tensors are alike in all that kernels ask for.
 
     Args:
-        case: All that the result depends on beside the tensors.
+        case: All that the result depends on beside the tensors, the switches and autocast.
         tensors: One at least. They are compared by place, type, size, order in memory and sign, not by what is in them.
         find: Called without arguments where nothing is known. Nothing that it gives holds a tensor.
     """
@@ -43,7 +45,7 @@ def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[
         if len(_known) >= _MOST_BLOCKS:
             _known.clear()
         known = _known[address] = facts, {}
-    cases = known[1]
+    cases, case = known[1], (case, autocast_dtype(), *choices.values())
     found: Found = cases.get(case, _UNKNOWN)
     if found is _UNKNOWN:
         if len(cases) >= _MOST_CASES:

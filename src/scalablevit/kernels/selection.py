@@ -6,30 +6,17 @@ Nothing here imports triton or compiles anything; the modules that hold kernels 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scalablevit.kernels.recording import is_transformed
 from scalablevit.kernels.switches import Choice, Restoration, choices, choose
-
-# How many tokens a window and how many channels a head may have, one pair or another. All scores of a window lie in
-# registers, twice in the backward pass, and float32 takes more of them: up to here nothing spills, in half precision
-# from compute capability 8.0 on, in float32 on 9.0 (tests/kernels/test_compiled.py). 121 tokens (11x11) are 128 with
-# padding; the scores of 256 (16x16) would be all the registers that a multiprocessor has.
-_HALF = ((64, 64), (128, 32))
-LIMITS = {torch.float32: ((64, 32),), torch.bfloat16: _HALF, torch.float16: _HALF}
-
-# Lists of keys (49 are 64 with padding) and their heads, in half precision only: in float32 the backward kernel, which
-# keeps the sums for keys and values as well, spills everywhere.
-MAX_KEYS = 64
-MAX_LIST_WIDTH = 64
-LIST_DTYPES = (torch.bfloat16, torch.float16)
+from scalablevit.kernels.triton_selection import has_triton, takes_lists, takes_windows
 
 # Keys of a window or a list up to which the native kernels are faster than PyTorch's fused attention on a CPU. A thread
 # takes whole windows, of which there are few where they are large, but parts of lists.
@@ -73,7 +60,7 @@ def use_triton(choice: Choice) -> Restoration:
         ValueError: If `choice` is none of the three.
         ImportError: If `choice` is True and triton is not installed.
     """
-    if choice is True and not _has_triton():
+    if choice is True and not has_triton():
         raise ImportError("triton is not installed: pip install triton, or leave the choice at 'auto'")
     return choose("triton", choice)
 
@@ -298,58 +285,14 @@ def depthwise_kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> A
     return _module("scalablevit.kernels.cpu.depthwise")
 
 
-def takes_windows(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> bool:
-    """Whether the Triton window attention kernels run on (b, h, w, 2 * n * d) and (b, h, w, n * d')."""
-    if not (choices["triton"] is True and _can_run(query_key, value)):
-        return False
-    height, width = value.shape[1:3]
-    tokens = min(window_size, height) * min(window_size, width)
-    head_width = max(query_key.shape[-1] // 2, value.shape[-1]) // heads
-    fits = any(tokens <= most and head_width <= widest for most, widest in LIMITS[value.dtype])
-    # Offsets inside an image are of 32 bits.
-    return fits and max(query_key.shape[-1], value.shape[-1]) * height * width < 2**31
-
-
-def takes_lists(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the Triton short attention kernels run on (b, n, q, d), (b, n, k, d) and (b, n, k, d')."""
-    if not (choices["triton"] is True and _can_run(query, key, value)) or value.dtype not in LIST_DTYPES:
-        return False
-    return 0 < key.shape[2] <= MAX_KEYS and max(query.shape[-1], value.shape[-1]) <= MAX_LIST_WIDTH
-
-
 def takes_lim(weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the kernels add a convolution of this weight and bias: LIM's in the paper's design, (n * d', 1, 3, 3)."""
     return weight.shape[1:] == (1, 3, 3) and bias is not None
 
 
-def _can_run(*tensors: Tensor) -> bool:
-    first = tensors[0]
-    if first.dtype not in LIMITS or any(x.dtype != first.dtype or x.device != first.device for x in tensors):
-        return False
-    if _is_transformed() or not _has_triton():
-        return False
-    if os.environ.get("TRITON_INTERPRET") == "1":  # triton's own variable: its kernels run on the CPU, for tests
-        return True
-    if not first.is_cuda or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(first.device) >= (8, 0)
-
-
-def _is_transformed() -> bool:
-    """Whether a body is needed that is differentiable again and again, or forwards: under vmap, jvp, grad of grad, and
-    inside a dual level, whose tensors look like any others but carry a tangent.
-    """
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
 @cache
 def _module(name: str) -> Any:
     return import_module(name)
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
@@ -364,7 +307,7 @@ def _native(keys: int, *tensors: Tensor, most: int = MAX_NATIVE_KEYS) -> Any:
             return None
         if x.is_neg() or x._is_zerotensor():
             return None
-    if dtype not in NATIVE_DTYPES or _is_transformed() or not _has_library():
+    if dtype not in NATIVE_DTYPES or is_transformed() or not _has_library():
         return None
     if torch._C._len_torch_dispatch_stack():  # who counts or records what is called knows PyTorch's operations
         return None

@@ -1,7 +1,7 @@
 """Launches the kernels of attention to a short list of keys.
 
 Axes: b batch, n heads, q queries, k keys, d width of a query and key head, d' of a value head. The caller has asked
-`selection.takes_lists` whether the kernels take these tensors. This module imports triton.
+`triton_selection.takes_lists` whether the kernels take these tensors. This module imports triton.
 """
 
 from __future__ import annotations

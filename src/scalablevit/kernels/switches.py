@@ -1,9 +1,11 @@
-"""What the two switches are set to, for the whole process; `selection` has the functions that set them."""
+"""What the two switches are set to, for the whole process, and autocast; `selection` has functions that set them."""
 
 from __future__ import annotations
 
 from types import TracebackType
 from typing import Literal
+
+import torch
 
 Choice = bool | Literal["auto"]
 choices: dict[str, Choice] = {"triton": "auto", "native": "auto"}
@@ -39,3 +41,8 @@ def choose(kind: str, choice: Choice) -> Restoration:
         raise ValueError(f'choice is {choice!r}; it must be True, False or "auto"')
     before, choices[kind] = choices[kind], choice
     return Restoration(kind, before)
+
+
+def autocast_dtype() -> torch.dtype | None:
+    """The type in which autocast has layers multiply on a CPU; None where it is off."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None

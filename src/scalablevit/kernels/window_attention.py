@@ -1,7 +1,7 @@
 """Launches the window attention kernels: grids, blocks, strides and precision.
 
 Axes: b batch, h height, w width, c channels, n heads, d width of a query and key head, d' of a value head. The caller
-has asked `selection.takes_windows` whether the kernels take these maps. This module imports triton.
+has asked `triton_selection.takes_windows` whether the kernels take these maps. This module imports triton.
 """
 
 from __future__ import annotations

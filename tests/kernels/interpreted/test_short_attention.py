@@ -5,7 +5,7 @@ from scalablevit.attention import ScalableSelfAttention
 from scalablevit.design import PAPER
 from scalablevit.dot_product import attend
 from scalablevit.kernels import short_attention, use_triton
-from scalablevit.kernels.selection import takes_lists
+from scalablevit.kernels.triton_selection import takes_lists
 from tests.kernels.list_contract import ListContract, expected_of, lists
 from tests.kernels.maps import assert_near
 

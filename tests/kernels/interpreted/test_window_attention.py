@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from scalablevit.kernels import window_attention
-from scalablevit.kernels.selection import takes_windows
+from scalablevit.kernels.triton_selection import takes_windows
 from tests.kernels.maps import Case, assert_near, windows_in_loops
 from tests.kernels.window_contract import RAGGED, WindowContract
 

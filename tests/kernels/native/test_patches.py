@@ -13,7 +13,7 @@ from scalablevit.layers import PatchEmbedding
 from scalablevit.patches import embed_natively
 
 # Batch, height, width, channels that come in and go out, side of the kernel, stride, padding: stems, stages, few
-# positions, kernels larger than the map, single positions, ragged channels, gaps between kernels, none to convolve.
+# positions, kernels larger than the map, single positions, gaps between kernels, ragged channels.
 CASES = [
     (2, 33, 28, 3, 40, 7, 4, 3),
     (1, 30, 29, 16, 32, 3, 2, 1),

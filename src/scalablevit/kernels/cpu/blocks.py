@@ -20,14 +20,14 @@ def window_call(x: Tensor, parts: WindowParts, *, residual: bool) -> BlockCall:
     Queries and keys together have a multiple of 32 channels.
     """
     heads, (key_width, value_width) = parts.heads, parts.widths
-    positions = x.numel() // x.shape[-1]
+    positions, window = x.numel() // x.shape[-1], (min(parts.window_size, side) for side in x.shape[1:3])
     return BlockCall.of(
         "attend_in_windows_block",
         x,
         parts.to_out.weight,
         parts.tensors(),
         room=_room(x, 9 * heads * value_width, positions * heads * 2 * (key_width + value_width)),
-        sizes=(*x.shape, heads, key_width, value_width, *_window(x, parts.window_size), int(residual)),
+        sizes=(*x.shape, heads, key_width, value_width, *window, int(residual)),
         settings=tuple(ctypes.c_float(factor) for factor in parts.factors()),
     )
 
@@ -52,10 +52,6 @@ def list_call(x: Tensor, parts: ListParts, *, residual: bool) -> BlockCall:
         sizes=(*x.shape, heads, key_width, value_width, factor, int(residual)),
         settings=tuple(ctypes.c_float(factor) for factor in parts.factors()),
     )
-
-
-def _window(x: Tensor, window_size: int) -> tuple[int, int]:
-    return min(window_size, x.shape[1]), min(window_size, x.shape[2])
 
 
 def _room(x: Tensor, floats: int, numbers: int) -> int:

@@ -65,10 +65,10 @@ class BlockCall(NamedTuple):
 
     def into(self, out: Tensor, x: Tensor, parameters: Sequence[Tensor | None], between: Tensor | None) -> None:
         """Likewise, into memory that is there; `between` is where what comes before the result goes."""
-        read = (
-            parameters if self.addresses is not None else _as_read(parameters, self.weight)
-        )  # lives until the kernel returns
-        addresses = self.addresses if self.addresses is not None else _addresses(read)
+        read, addresses = parameters, self.addresses
+        if addresses is None:
+            read = _as_read(parameters, self.weight)  # which lives until the kernel returns
+            addresses = _addresses(read)
         room = 0 if between is None else between.data_ptr()
         numbers = x.data_ptr(), *addresses, room, out.data_ptr(), *self.sizes
         block = (ctypes.c_int64 * len(numbers))(*numbers)

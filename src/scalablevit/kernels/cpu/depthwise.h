@@ -82,7 +82,7 @@ void convolve_depthwise(const T* x, const float* weight, const float* bias, T* o
 
 // What comes from Python, as it lies in an array of 64-bit integers.
 struct DepthwiseBlock {
-  const void* x;              // (b, h, w, c), of type T
+  const void* x;               // (b, h, w, c), of type T
   const float *weight, *bias;  // (c, 9) and (c), or null
   void *workspace, *out;       // 9 * c in float32; (b, h, w, c)
   int64_t b, height, width, channels, adds;
