@@ -23,7 +23,7 @@ inline Vector rough_power_of_two(Vector x) {
   const Vector p = ((r * 7.8024523e-02f + 2.2606716e-01f) * r + 6.9583356e-01f) * r + 9.9992502e-01f;
   return (Vector)_mm512_scalef_ps((__m512)p, (__m512)x);
 #else
-  return exponential(x * 0.693147180559945309f);
+  return power_of_two(x);
 #endif
 }
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -92,7 +92,19 @@ inline Vector load_some(const T* p, int count) {
   return load(buffer);
 }
 
+// Both are `b` where one is no number.
+#if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)  // GCC 12 makes two instructions of the last form
+inline Vector larger(Vector a, Vector b) { return (Vector)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Vector smaller(Vector a, Vector b) { return (Vector)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__) && !defined(SCALABLEVIT_FOUR_LANES)
+inline Vector larger(Vector a, Vector b) { return (Vector)_mm256_max_ps((__m256)a, (__m256)b); }
+inline Vector smaller(Vector a, Vector b) { return (Vector)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+#endif
+
+inline Vector absolute(Vector x) { return (Vector)((Integers)x & 0x7fffffff); }
 
 // The sum over the lanes.
 template <int kStep, int... kLane>
@@ -157,21 +169,19 @@ inline void transpose(Vector* rows) {
   }
 }
 
-// e^x for x <= 0, to about one unit in the last place (Cephes' expf: x = n ln 2 + r, a polynomial of degree 6 in r).
-inline Vector exponential(Vector x) {
-  x = x < -87.0f ? broadcast(-87.0f) : x;
-  const Vector shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to whole numbers
-  const Vector n = shifted - 12582912.0f;
-  const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vector p = broadcast(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Integers power = ((Integers)shifted - 0x4b400000 + 127) << 23;
-  return p * (Vector)power;
+constexpr float kToExponent = 12582912.0f + 127.0f;  // 1.5 * 2^23 rounds to whole numbers, 127 is the exponent of 1
+
+// 2^x for -126 <= x <= 127, to about one unit in the last place.
+inline Vector power_of_two_between(Vector x) {
+  const Vector shifted = x + kToExponent, r = x - (shifted - kToExponent);
+  Vector p = broadcast(1.5345812e-4f);
+  p = p * r + 1.3399931e-3f;
+  p = p * r + 9.618489e-3f;
+  p = p * r + 5.5503286e-2f;
+  p = p * r + 0.24022646f;
+  p = p * r + 0.6931472f;
+  p = p * r + 1.0f;
+  return p * (Vector)((Integers)shifted << 23);
 }
 
 // 2^x for x <= 0, to about one unit in the last place; what is below 2^-126 is 2^-126, as smaller numbers are slow.
@@ -188,7 +198,7 @@ inline Vector power_of_two(Vector x) {
   p = p * r + 1.0f;
   return (Vector)_mm512_scalef_ps((__m512)p, (__m512)(x - r));
 #else
-  return exponential(x * 0.693147180559945309f);
+  return power_of_two_between(larger(broadcast(-126.0f), x));  // what is no number stays none
 #endif
 }
 
