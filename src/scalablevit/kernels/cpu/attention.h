@@ -209,9 +209,9 @@ void attend(Workspace<Number>& work) {
     const Matrix weights{work.weights.data(), kBlock};
     if (first) {
       scale_result<kWidth>(work, factors);
-      multiply<kWidth, 4, true, Number>(values, weights, words, work.result.data(), kBlock, work.value_width);
+      multiply<kWidth, kChannels, true, Number>(values, weights, words, work.result.data(), kBlock, work.value_width);
     } else {
-      multiply<kWidth, 4, false, Number>(values, weights, words, work.result.data(), kBlock, work.value_width);
+      multiply<kWidth, kChannels, false, Number>(values, weights, words, work.result.data(), kBlock, work.value_width);
     }
   }
   std::array<Vector, kWidth> factors;
@@ -315,9 +315,9 @@ void differentiate(GradientWorkspace& work, int count) {
     const Matrix weights{&work.grad_weights[(size_t)first * kBlock], kBlock};
     const int count = std::min(kStripe, work.keys - first);
     if (first)
-      multiply<kWidth, 4, true>(keys, weights, count, work.grad_query.data(), kBlock, work.key_width);
+      multiply<kWidth, kChannels, true>(keys, weights, count, work.grad_query.data(), kBlock, work.key_width);
     else
-      multiply<kWidth, 4>(keys, weights, count, work.grad_query.data(), kBlock, work.key_width);
+      multiply<kWidth, kChannels>(keys, weights, count, work.grad_query.data(), kBlock, work.key_width);
   }
 }
 

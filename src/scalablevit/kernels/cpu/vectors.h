@@ -15,15 +15,16 @@ namespace scalablevit {
 
 #if defined(__aarch64__) || defined(SCALABLEVIT_FOUR_LANES)  // the tests define it, on processors of another kind
 constexpr int kLanes = 4;
-constexpr int kVectors = 4, kRows = 5, kRowsOfTwo = 7, kRowsOfOne = 7;
+constexpr int kVectors = 4, kRows = 5, kChannels = 4, kRowsOfTwo = 7, kRowsOfOne = 7;
 #elif defined(__AVX512F__)
 constexpr int kLanes = 16;
 constexpr int kVectors = 4;  // of queries at once
-// Rows of sums that lie in registers, of 32, beside so many vectors, two, or one, and a broadcast.
-constexpr int kRows = 5, kRowsOfTwo = 7, kRowsOfOne = 7;
+// Rows of sums that lie in registers, of 32, beside so many vectors, two, or one, and a broadcast; of channels, whose number is
+// a power of 2 as a rule, the second.
+constexpr int kRows = 5, kChannels = 4, kRowsOfTwo = 7, kRowsOfOne = 7;
 #else
 constexpr int kLanes = 8;
-constexpr int kVectors = 2, kRows = 5, kRowsOfTwo = 6, kRowsOfOne = 8;  // of 16 registers
+constexpr int kVectors = 2, kRows = 5, kChannels = 6, kRowsOfTwo = 6, kRowsOfOne = 8;  // of 16 registers
 #endif
 constexpr int kBlock = kLanes * kVectors;  // queries at once
 
