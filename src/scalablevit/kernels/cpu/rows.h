@@ -103,7 +103,7 @@ inline Vector gelu(Vector x) {
 }
 
 // For results in bfloat16: P(X > a), as a power of 2, and the power itself are right to 7e-5, a twenty-fifth of the rounding
-// to come. Two thirds of the operations.
+// to come. Fewer operations by a sixth.
 inline Vector gelu_by_powers(Vector x) {
   const Vector a = smaller(absolute(x), broadcast(9.0f));  // beyond, 1e-18 is as good as nothing
   Vector q = broadcast(-9.77754725e-07f);
