@@ -193,7 +193,7 @@ def test_a_picture_a_page_and_no_overwriting(folder, capsys):
     with Image.open(out) as picture:
         assert picture.width == 1400
     assert main(arguments) == 2
-    assert "exists: give another name, or --overwrite" in capsys.readouterr().err
+    assert "exists: give another name by --out, or --overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
     (folder / "photos" / "three.png").write_bytes(b"no image")
     assert main(["explain", str(folder / "model"), str(folder / "photos"), "--out", str(page)]) == 1

@@ -109,7 +109,7 @@ def _train(arguments: Namespace) -> None:
     )
     skipped = {**RunFolder(result.run).read_skipped(), **result.scores.skipped}
     if skipped:
-        print(f"{len(skipped)} images could not be read and were skipped; the report lists them")
+        print(f"images that could not be read and were skipped: {len(skipped)}; the report lists them")
 
 
 def _own_options(arguments: Namespace) -> set[str]:

@@ -35,7 +35,7 @@ def check_out(out: Path, images: int, *, overwrite: bool) -> None:
     if out.is_dir():
         raise ValueError(f"out is {out}, which is a folder: name a file")
     if out.exists() and not overwrite:
-        raise ValueError(f"{out} exists: give another name, or --overwrite (overwrite=True)")
+        raise ValueError(f"{out} exists: give another name by --out, or --overwrite (overwrite=True)")
     if not os.access(out.parent, os.W_OK):
         raise ValueError(f"out is {out}, but you may not write into {out.parent.absolute()}: name another folder")
 

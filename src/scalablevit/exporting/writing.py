@@ -112,7 +112,8 @@ def choose_target(out: str | Path, to: str | None = None) -> Target:
     if to is None:
         found = [name for name, kind in KINDS.items() if kind.suffix == suffix]
         if not found:
-            endings = ", ".join(dict.fromkeys(f"{kind.suffix} ({name})" for name, kind in KINDS.items()))
+            meant = {kind.suffix: name for name, kind in reversed(KINDS.items())}  # the first kind of each ending
+            endings = ", ".join(f"{ending} ({meant[ending]})" for ending in reversed(meant))
             raise ValueError(
                 f"out is {str(out)!r}, whose ending says no kind of export: give --to, or one of {endings}"
             )
