@@ -81,6 +81,21 @@ def test_gelu_is_right_to_rounding_everywhere_and_keeps_what_is_no_number():
     torch.testing.assert_close(found.double(), expected, equal_nan=True)
 
 
+def test_gradient_of_gelu_is_right_to_rounding_everywhere():
+    x = torch.cat([torch.linspace(-20, 20, 400_001), torch.tensor([1e4, -1e4, 1e30, -1e30])]).reshape(1, -1)
+    kernel = rows_kernel(x, x.dtype)
+    if kernel is None:
+        pytest.skip("no compiler")
+    exact = x.double().requires_grad_()
+    expected = F.gelu(exact)
+    slope = torch.autograd.grad(expected.sum(), exact)[0].nan_to_num(0.0)  # PyTorch's is none at 1e30 squared
+    slope[0, -2:] = torch.tensor([1.0, 0.0])
+    found, grad = x.clone(), torch.ones_like(x)
+    kernel.differentiate_gelu_(grad, found, torch.zeros(x.shape[1]))
+    assert (found - expected).abs().div(expected.abs().clamp_min(1.0)).max() <= 1.2e-7
+    assert (grad - slope).abs().max() <= 3e-7
+
+
 def test_gelu_in_bfloat16_errs_by_its_rounding_alone():
     x = torch.linspace(-8, 20, 400_001).bfloat16().unique().reshape(1, -1)
     kernel = rows_kernel(x, x.dtype)
