@@ -103,7 +103,7 @@ void reduce_normed(const ListBlock& a, const float* taps, float eps, T* out, int
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> sums(round_up((int)c, kLanes));
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t cell = 0; cell < a.b * rows * columns; ++cell) {
       const int64_t image = cell / (rows * columns), y = cell / columns % rows * r, x = cell % columns * r;
       for_each_vector((int)c, [&](int i, int count) { store(&sums[i], load_some(a.cell_bias + i, count)); });

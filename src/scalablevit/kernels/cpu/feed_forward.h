@@ -82,16 +82,16 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
     float* result = room + kGroup * width;  // (rows, stride)
     Number* left = (Number*)(result + row_groups * kGroup * stride);
     Number* chunk = left + row_groups * size;
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(dynamic) nowait
     for (int64_t g = 0; g < hidden_groups; ++g)
       Products::pack_right(Side<W>{weight1, width, 1}, g * kGroup, at_most(kGroup, hidden, g * kGroup), 0, width,
                            first + g * right_size);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t g = 0; g < groups; ++g)
       Products::pack_right(Side<W>{weight2, hidden, 1}, g * kGroup, at_most(kGroup, width, g * kGroup), 0, hidden,
                            second + g * hidden_size);
     const Gelu<T> gelu;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t start = 0; start < rows; start += some) {
       const int64_t count = std::min(some, rows - start), now = groups_of(count);
       const T* from = x + start * width;

@@ -134,26 +134,26 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
     float* sums = scratch.take<float>(some * kGroup + 2 * of_right * sizeof(Number) / sizeof(float));
     Number* right_changes = (Number*)(sums + some * kGroup);
     Number* right_activated = right_changes + of_right;
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(dynamic) nowait
     for (int64_t g = 0; g < hidden_groups; ++g) {
       const int columns = at_most(kGroup, hidden, g * kGroup);
       Products::pack_right(Side<W>{weight2, 1, hidden}, g * kGroup, columns, 0, width, second + g * right_size);
       if (!kept) Products::pack_right(Side<W>{weight1, width, 1}, g * kGroup, columns, 0, width, forward + g * right_size);
     }
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(dynamic) nowait
     for (int64_t g = 0; g < groups; ++g)
       Products::pack_right(Side<W>{weight1, 1, width}, g * kGroup, at_most(kGroup, width, g * kGroup), 0, hidden,
                            first + g * Products::right_size(hidden));
     for (int64_t start = 0; start < rows; start += some) {
       const int count = at_most(some, rows, start);
       const int64_t count_size = Products::left_size(count);
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(dynamic) nowait
       for (int64_t r = 0; r < groups_of(count); ++r) {
         const int lines = at_most(kGroup, count, r * kGroup);
         Products::pack_left(Side<T>{grad, width, 1}, start + r * kGroup, lines, 0, width, grads + r * size);
         if (!kept) Products::pack_left(Side<T>{read, width, 1}, start + r * kGroup, lines, 0, width, reads + r * size);
       }
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
       for (int64_t g = 0; g < groups; ++g) {
         const int lines = at_most(kGroup, width, g * kGroup);
         const Side<T> of_grads{grad + start * width, 1, width}, of_reads{read + start * width, 1, width};
@@ -161,7 +161,7 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
         Products::pack_left(of_grads, g * kGroup, lines, 0, count, turned_grads + g * count_size, block);
         Products::pack_left(of_reads, g * kGroup, lines, 0, count, turned_reads + g * count_size, block);
       }
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
       for (int64_t g = 0; g < hidden_groups; ++g) {
         const int columns = at_most(kGroup, hidden, g * kGroup);
         if (!kept)
@@ -195,7 +195,7 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
                                       count, {a.of_weight2 + g * kGroup, a.stride});
       }
       const int64_t most = groups_of(divided_up(count, threads)) * kGroup;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
       for (int64_t row = 0; row < count; row += most)
         for (int64_t g = 0; g < groups; ++g) {
           const int columns = at_most(kGroup, width, g * kGroup), part = at_most(most, count, row);

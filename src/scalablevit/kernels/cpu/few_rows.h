@@ -133,10 +133,10 @@ void linear_of_few(const Rows& x, const W* weight, const float* bias, const T* r
     const int64_t of_left = Products::left_size(width) * sizeof(Number) / sizeof(float);
     float* room = scratch.take<float>(std::max(of_left, x.room()));
     Number* left = (Number*)room;  // one after the other
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t g = 0; g < groups; ++g)
       pack_right_rows<Products>(x, g * kGroup, at_most(kGroup, rows, g * kGroup), room, right + g * right_size);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t unit = 0; unit < shares.units; ++unit) {
       const int64_t channel = shares.channel(unit);
       const bool is_first = channel < first_columns;
@@ -176,10 +176,10 @@ void feed_forward_of_few(const T* x, const float* norm_weight, const float* norm
     const NormedRows<T> read{x, norm_weight, norm_bias, eps, width};
     float* room = scratch.take<float>(std::max(of_left, read.room()));
     Number* left = (Number*)room;  // one after the other
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t g = 0; g < groups; ++g)
       pack_right_rows<Products>(read, g * kGroup, at_most(kGroup, rows, g * kGroup), room, right + g * right_size);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t unit = 0; unit < shares.units; ++unit) {
       const int64_t channel = shares.channel(unit);
       const int channels = at_most(kGroup, hidden, channel);
@@ -195,7 +195,7 @@ void feed_forward_of_few(const T* x, const float* norm_weight, const float* norm
             }
           });
     }
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t unit = 0; unit < shares_of_result.units; ++unit) {
       const int64_t channel = shares_of_result.channel(unit);
       const int channels = at_most(kGroup, width, channel);

@@ -60,11 +60,11 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
     const typename Products::Session session;
     float* read = scratch.take<float>(room + groups_of(some) * size * sizeof(Number) / sizeof(float));
     Number* left = (Number*)(read + room);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t g = 0; g < groups; ++g)
       Products::pack_right(Side<W>{weight, width, 1}, g * kGroup, at_most(kGroup, columns, g * kGroup), 0, width,
                            right + g * right_size);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t start = 0; start < rows; start += some) {
       const int64_t count = std::min(some, rows - start);
       for (int64_t r = 0; r < groups_of(count); ++r)
@@ -117,11 +117,11 @@ void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t 
       for (int64_t k = 0; k < length; k += longest) {
         const int64_t wide = std::min(kWidestRight, columns - first), now = std::min(longest, length - k);
         const int64_t now_size = Products::left_size(now);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (int64_t g = 0; g < groups_of(wide); ++g)
           Products::pack_right(right_side, first + g * kGroup, at_most(kGroup, wide, g * kGroup), k, now,
                                right + g * right_size);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (int64_t start = 0; start < rows; start += some) {
           const int64_t count = std::min(some, rows - start);
           Products::pack_left(left_side, start, (int)count, k, now, left, division.block);

@@ -20,12 +20,13 @@ void attend_to_list_in(const T* query, const T* key, const T* value, T* out, int
   constexpr int kPiece = 4 * Work::kQueries;  // that a thread takes at once, so that few heads keep all threads busy
   const int pieces = (queries + kPiece - 1) / kPiece;
   const int64_t tasks = (int64_t)b * heads * pieces;
+  const int at_once = (int)std::max<int64_t>(1, std::min<int64_t>(pieces, tasks / (8 * threads)));  // mostly with the same keys
 #pragma omp parallel num_threads(threads)
   {
     Work work(keys, key_width, value_width);
     if constexpr (Work::kDrops) work.dropout = dropout;
     int64_t held = -1;  // whose keys and values the workspace has
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, at_once)
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t pair = task / pieces, image = pair / heads, n = pair % heads;
       const T* first_key = key + image * key_strides.b + n * key_strides.n;
@@ -70,7 +71,7 @@ void differentiate_list(const T* grad, const T* query, const T* key, const T* va
   {
     GradientWorkspace work(keys, key_width, value_width);
     work.dropout = dropout;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t pair = 0; pair < (int64_t)b * heads; ++pair) {
       const int64_t image = pair / heads, n = pair % heads;
       const T* first_key = key + image * key_strides.b + n * key_strides.n;

@@ -64,7 +64,7 @@ inline void sum_in_parts(int64_t rows, int64_t rows_of_part, int numbers, int ro
   const int64_t parts = (rows + rows_of_part - 1) / rows_of_part, stride = numbers + room;
   kept.assign(parts * kSums * stride, 0.0f);
   float* const all = kept.data();  // (parts, kSums, stride)
-#pragma omp parallel for schedule(static) num_threads(threads) if (parts > 1 && rows * numbers > kAlone)
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (parts > 1 && rows * numbers > kAlone)
   for (int64_t part = 0; part < parts; ++part) {
     float* sums[kSums];
     for (int i = 0; i < kSums; ++i) sums[i] = all + (part * kSums + i) * stride;

@@ -6,6 +6,7 @@
 //
 //   Number, Session                 of what is packed; what a thread holds while it multiplies
 //   kRows                           parts of threads are multiples of so many rows
+//   kTurns                          parts that a thread takes one after the other, where there are rows enough
 //   kMostRows, kLongest             rows of the left side, and numbers along k, that are best packed at once
 //   kBlockRows                      rows that best meet all columns of a block of the right side before the next rows do;
 //                                   more are not multiplied at once
@@ -92,7 +93,8 @@ inline void fetch(const void* from, int bytes) {
 
 inline int64_t divided_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
-// How rows are divided: into parts, so that all threads have about as many, and those into blocks, of about one size.
+// How rows are divided: into parts, as many for each thread, and those into blocks, of about one size. Threads take
+// the next part when they are done with one, as not all are as fast: others may use their cores, and some cores are slower.
 struct Division {
   int64_t part;
   int block;
@@ -102,7 +104,10 @@ struct Division {
 template <typename Products>
 inline Division divide(int64_t rows, int threads, int64_t most) {
   constexpr int64_t unit = Products::kRows;
-  const int64_t share = divided_up(rows, threads), some = divided_up(share, std::max<int64_t>(1, divided_up(share, most)));
+  constexpr int64_t fewest = 6 * Products::kBlockRows;  // that are worth a part of their own, for which all weights are read
+  const int64_t turns = std::clamp<int64_t>(rows / (threads * fewest), 1, Products::kTurns);
+  const int64_t share = divided_up(rows, threads * turns);
+  const int64_t some = divided_up(share, std::max<int64_t>(1, divided_up(share, most)));
   const int64_t part = std::max(unit, divided_up(some, unit) * unit);
   return {part, unit > 1 ? (int)Products::kBlockRows : (int)divided_up(part, divided_up(part, Products::kBlockRows))};
 }

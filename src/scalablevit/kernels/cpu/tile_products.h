@@ -179,7 +179,7 @@ template <typename T>
 struct TileProducts {
   static constexpr int kParts = sizeof(T) == sizeof(float) ? 3 : 1;
   static constexpr int64_t kRows = kTile, kMostRows = 256, kBlockRows = kMostRows;
-  static constexpr int64_t kLongest = 1024, kSpareRows = 0;
+  static constexpr int64_t kLongest = 1024, kSpareRows = 0, kTurns = 1;
   static constexpr bool kAnyRows = true;
   static constexpr int kTurnedRows = kGroup;
   using Number = BFloat16;

@@ -83,7 +83,7 @@ void attend_in_windows_in(const T* query_key, const T* value, T* out, const floa
     const int stride = round_up(value_width, kLanes);
     std::vector<float> interaction(lim.weight ? (size_t)window_height * window_width * stride : 0);
     const int64_t tasks = (int64_t)b * windows.rows * windows.columns;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks; ++task) {
       windows.go_to(task);
       for (int n = 0; n < heads; ++n) {
@@ -133,7 +133,7 @@ void differentiate_in_windows(const T* grad, const T* query_key, const T* value,
     GradientWorkspace work(window_height * window_width, key_width, value_width);
     std::vector<float> interaction(lim.weight ? work.value.size() : 0);
     const int64_t tasks = (int64_t)b * windows.rows * windows.columns;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks; ++task) {
       windows.go_to(task);
       for (int n = 0; n < heads; ++n) {

@@ -139,7 +139,7 @@ using WinogradProducts = VectorProducts<float>;
 inline void pack_weight(Weight weight, int in_channels, int out_channels, float* target) {
   const int64_t size = WinogradProducts::right_size(in_channels);
   const int64_t lines = round_up(out_channels, kGroup) / kLanes;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
   for (int64_t line = 0; line < lines; ++line) {
     const int first = (int)line * kLanes;
     float* group = target + first / kGroup * kPlaces * size + first % kGroup;
@@ -172,7 +172,7 @@ inline void convolve(const float* x, Weight weight, const float* bias, float* ou
     float* read = scratch.take<float>(kPlaces * at_once * (stride + kGroup));
     float* sums = read + kPlaces * at_once * stride;  // (places, tiles, kGroup)
     pack_weight(weight, in_channels, out_channels, right);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t start = 0; start < tiles.count(); start += at_once) {
       const int count = at_most(at_once, tiles.count(), start);
       for (int i = 0; i < count; ++i)
