@@ -17,10 +17,12 @@ struct Activated {
   const float* bias;
   Number* hidden;
   int64_t size, step;
+  T* kept;  // where it goes before the GELU, too: whole groups of columns, in rows `width` apart
+  int64_t width;
 };
 
 // A function of its own, whose loop has registers for all that it needs.
-template <typename Products, typename T, typename Number>
+template <typename Products, bool kKeeps, typename T, typename Number>
 __attribute__((noinline)) void activate_products(const Number* left, int64_t size, int rows, const Number* right, int columns,
                                                  int64_t length, Activated<T, Number> to) {
   const Gelu<T> gelu;
@@ -28,7 +30,11 @@ __attribute__((noinline)) void activate_products(const Number* left, int64_t siz
   for (int v = 0; v < kStep / kLanes; ++v) bias[v] = load(to.bias + v * kLanes);
   Products::multiply_rows_beside(left, size, rows, right, columns, length, [=](int64_t row, const float* sums) {
     Vector numbers[kStep / kLanes];
-    for (int v = 0; v < kStep / kLanes; ++v) numbers[v] = gelu(load(sums + v * kLanes) + bias[v]);
+    for (int v = 0; v < kStep / kLanes; ++v) {
+      const Vector sum = load(sums + v * kLanes) + bias[v];
+      if (kKeeps) store_past_caches(to.kept + row * to.width + v * kLanes, sum);  // which the backward pass reads
+      numbers[v] = gelu(sum);
+    }
     Products::set(to.hidden, to.size, row, to.step, numbers);
   });
 }
@@ -111,12 +117,13 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
             const int columns = at_most(kGroup, hidden, g * kGroup);
             const float* bias = padded + g * kGroup;
             const Number *rows_now = left + block * (size / kGroup), *weights = first + g * right_size;
-            const Activated<T, Number> to{bias, chunk, chunk_size, g - h};
-            if (!kept && !of_hidden.is_on()) {
-              activate_products<Products, T>(rows_now, size, some_rows, weights, columns, width, to);
+            T* keep = kept ? kept + (start + block) * hidden + g * kGroup : nullptr;
+            const Activated<T, Number> to{bias, chunk, chunk_size, g - h, keep, hidden};
+            if (!of_hidden.is_on() && (!keep || columns == kGroup)) {
+              const auto activate = keep ? activate_products<Products, true, T, Number> : activate_products<Products, false, T, Number>;
+              activate(rows_now, size, some_rows, weights, columns, width, to);
               continue;
             }
-            T* keep = kept ? kept + (start + block) * hidden + g * kGroup : nullptr;
             const auto activate = [=](int64_t row, const float* sums) {
               Vector numbers[kStep / kLanes];
               for (int v = 0; v < kStep / kLanes; ++v) {
@@ -153,6 +160,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
         });
       }
     }
+    if (kept) finish_past_caches();
   }
 }
 

@@ -3,7 +3,8 @@
 // Axes: rows positions, c channels, f channels of the hidden layer.
 //
 // What is as wide as the hidden layer goes to memory in no order but that in which it is multiplied next: a thread makes
-// kGroup channels of it, for some rows, and packs them as they come for the three products that read them.
+// kGroup channels of it, for some rows, and packs them as they come for the three products that read them. The gradients of
+// these channels' weights are added up side by side, and go to their places at the end.
 
 #pragma once
 
@@ -19,8 +20,8 @@ struct FeedForwardGradients {
   const float* bias1;
   const void* weight2;  // (c, f)
   void* grad_read;      // (rows, c)
-  float *of_weight1, *of_weight2, *of_bias1;  // added to: (c, f), which is turned for the first, of `stride` columns, and (f)
-  int64_t rows, width, hidden, stride;        // `stride` is a multiple of kGroup
+  float *of_weight1, *of_weight2, *of_bias1;  // (f, c), (c, f) and (f)
+  int64_t rows, width, hidden;                // none of them 0
 };
 
 // Rows at once: with few channels, and with numbers that take fewer bytes, more.
@@ -76,6 +77,12 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
     for (int v = 0; v < kWide; ++v) packed[v] = changes[v];
     Products::set(to.changes, to.size, row, to.step, packed);
   };
+  // Rows are a page apart, as a rule, where no processor guesses that they are wanted.
+  const auto ask = [=](int64_t row, int rows) {
+    if (to.kept) fetch_rows(to.kept + row * to.hidden, to.hidden, rows);
+    if constexpr (!Products::kAnyRows)
+      for (int i = 0; i < rows; ++i) Products::fetch_to_set(to.changes, to.size, row + i, to.step);
+  };
   multiply_many_rows<Products, true>(left, size, to.rows, right, to.columns, length, [=](int64_t row, const float* sums) {
     Vector changes[2][kWide] = {}, activated[2][kWide] = {};
     if (row % 2) {  // in pairs, as right sides are packed
@@ -89,7 +96,7 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
     const int64_t first = row - row % 2;
     Products::set_right(to.right_changes, first, changes[0], changes[1]);
     Products::set_right(to.right_activated, first, activated[0], activated[1]);
-  });
+  }, false, ask);
   for (int64_t row = (to.rows + 1) / 2 * 2; row < steps_of(to.rows) * kStep; row += 2) {  // what no row fills is multiplied
     Vector zeros[4][kWide] = {};
     Products::set_right(to.right_changes, row, zeros[0], zeros[1]);
@@ -101,7 +108,8 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
 template <typename Products, typename Number>
 __attribute__((noinline)) void add_turned_products(const Number* left, int64_t size, int64_t rows, const Number* right,
                                                    int columns, int64_t length, AddToRows add) {
-  multiply_many_rows<Products, true>(left, size, rows, right, columns, length, add, true);
+  const auto ask = [=](int64_t row, int some) { fetch_rows_to_write(add.out + row * add.stride, add.stride, some); };
+  multiply_many_rows<Products, true>(left, size, rows, right, columns, length, add, true, ask);
 }
 
 template <typename Products, typename T, typename W>
@@ -113,9 +121,12 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
   const int64_t size = Products::left_size(width), hidden_size = Products::left_size(hidden);
   const int64_t turned_size = Products::left_size(some), right_size = Products::right_size(width);
   const int64_t of_first = groups * Products::right_size(hidden), of_second = hidden_groups * right_size;
-  const int64_t read_again = a.kept ? 0 : 1;
-  Number* second = shared.take<Number>(of_first + (1 + read_again) * (of_second + row_groups * size) +
-                                       2 * groups * turned_size + row_groups * hidden_size);
+  const int64_t read_again = a.kept ? 0 : 1, of_sums = width * kGroup;
+  const int64_t of_numbers = of_first + (1 + read_again) * (of_second + row_groups * size) + 2 * groups * turned_size +
+                             row_groups * hidden_size;
+  // Gradients of weights, (groups of f, 2, c, kGroup), and what is packed.
+  float* all_sums = shared.take<float>(hidden_groups * 2 * of_sums + of_numbers * sizeof(Number) / sizeof(float));
+  Number* second = (Number*)(all_sums + hidden_groups * 2 * of_sums);
   Number* first = second + of_second;
   Number* grads = first + of_first;
   Number* turned_grads = grads + row_groups * size;
@@ -188,14 +199,23 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
           differentiate_products<Products, true>((const Number*)grads, size, weights, width, group);
         else
           differentiate_products<Products, false>((const Number*)grads, size, weights, width, group);
-        for (int i = 0; i < columns; ++i) a.of_bias1[g * kGroup + i] += of_bias[i];
+        float *of_weight1 = all_sums + g * 2 * of_sums, *of_weight2 = of_weight1 + of_sums;
+        float* of_bias1 = a.of_bias1 + g * kGroup;
+        if (start == 0) std::memset(of_weight1, 0, 2 * of_sums * sizeof(float)), std::memset(of_bias1, 0, columns * sizeof(float));
+        for (int i = 0; i < columns; ++i) of_bias1[i] += of_bias[i];
         add_turned_products<Products>((const Number*)turned_reads, count_size, width, (const Number*)right_changes, columns,
-                                      count, {a.of_weight1 + g * kGroup, a.stride});
+                                      count, {of_weight1, kGroup});
         add_turned_products<Products>((const Number*)turned_grads, count_size, width, (const Number*)right_activated, columns,
-                                      count, {a.of_weight2 + g * kGroup, a.stride});
+                                      count, {of_weight2, kGroup});
+        if (start + some < rows) continue;
+        turn_matrix(of_weight1, kGroup, a.of_weight1 + g * kGroup * width, width, width, columns);
+        for (int64_t c = 0; c < width; ++c)
+          for_each_column(columns, [&](int j, int some_columns) {
+            store_some(a.of_weight2 + c * hidden + g * kGroup + j, load(of_weight2 + c * kGroup + j), some_columns);
+          });
       }
       const int64_t most = groups_of(divided_up(count, threads)) * kGroup;
-#pragma omp for schedule(dynamic)
+#pragma omp for collapse(2) schedule(dynamic)
       for (int64_t row = 0; row < count; row += most)
         for (int64_t g = 0; g < groups; ++g) {
           const int columns = at_most(kGroup, width, g * kGroup), part = at_most(most, count, row);

@@ -104,10 +104,6 @@ ROWS(bfloat16, BFloat16)
 DEPTHWISE(float32, float)
 DEPTHWISE(bfloat16, BFloat16)
 
-extern "C" void turn_matrix(const float* x, float* out, int64_t rows, int64_t columns, int64_t stride, int threads) {
-  scalablevit::turn_matrix(x, out, rows, columns, stride, threads);
-}
-
 // From how many rows on layers are faster than PyTorch's.
 extern "C" int fewest_rows_float32() { return fewest_rows<float>(); }
 extern "C" int fewest_rows_bfloat16() { return fewest_rows<BFloat16>(); }

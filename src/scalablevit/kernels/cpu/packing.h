@@ -91,6 +91,23 @@ inline void fetch(const void* from, int bytes) {
   for (int i = 0; i < bytes; i += line) __builtin_prefetch((const char*)from + i, 0, 2);
 }
 
+// Likewise, into the first cache, for what is written soon.
+inline void fetch_to_write(const void* to, int bytes) {
+  constexpr int line = 64;
+  for (int i = 0; i < bytes; i += line) __builtin_prefetch((const char*)to + i, 1, 3);
+}
+
+// kGroup numbers of each of some rows, `stride` numbers apart.
+template <typename T>
+inline void fetch_rows(const T* from, int64_t stride, int rows) {
+  for (int i = 0; i < rows; ++i) fetch(from + i * stride, kGroup * sizeof(T));
+}
+
+template <typename T>
+inline void fetch_rows_to_write(const T* to, int64_t stride, int rows) {
+  for (int i = 0; i < rows; ++i) fetch_to_write(to + i * stride, kGroup * sizeof(T));
+}
+
 inline int64_t divided_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
 // How rows are divided: into parts, as many for each thread, and those into blocks, of about one size. Threads take
@@ -112,21 +129,29 @@ inline Division divide(int64_t rows, int threads, int64_t most) {
   return {part, unit > 1 ? (int)Products::kBlockRows : (int)divided_up(part, divided_up(part, Products::kBlockRows))};
 }
 
+struct AskForNothing {
+  void operator()(int64_t, int) const {}
+};
+
 // `multiply_rows` for any number of packed rows, or `multiply_rows_beside`; groups of `turned` ones were packed in blocks of
-// kTurnedRows. Rows that are finished one after the other begin with an even one.
-template <typename Products, bool kBeside, typename Number, typename Finish>
+// kTurnedRows. Rows that are finished one after the other begin with an even one. Where they are multiplied block by block,
+// `ask(row, rows)` is called before each, to fetch what `finish` reads and writes.
+template <typename Products, bool kBeside, typename Number, typename Finish, typename Ask = AskForNothing>
 inline void multiply_many_rows(const Number* left, int64_t size, int64_t rows, const Number* right, int columns,
-                               int64_t length, Finish finish, bool turned = false) {
+                               int64_t length, Finish finish, bool turned = false, Ask ask = {}) {
   if constexpr (Products::kAnyRows && kBeside) {
     Products::multiply_rows_beside(left, size, (int)rows, right, columns, length, finish);
   } else if constexpr (Products::kAnyRows) {
     Products::multiply_rows(left, size, (int)rows, right, columns, length, finish);
   } else {
     const int64_t block = turned ? Products::kTurnedRows : Products::kBlockRows / 2 * 2;
-    for (int64_t i = 0; i < rows; i += block)
+    for (int64_t i = 0; i < rows; i += block) {
+      const int some = at_most(block, rows, i);
+      ask(i, some);
       Products::multiply_rows(
-          left + i * (size / kGroup), size, at_most(block, rows, i), right, columns, length,
+          left + i * (size / kGroup), size, some, right, columns, length,
           [&](int64_t row, const float* sums) { finish(i + row, sums); }, turned ? (int)block : 0);
+    }
   }
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scalablevit.kernels.cpu.attention import addresses, call, call_as_it_is
+from scalablevit.kernels.cpu.attention import addresses, call
 from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.cpu.rows import as_float
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
@@ -117,19 +117,17 @@ def differentiate_feed_forward(
     """
     (rows, width), hidden = grad.shape, layers[0].shape[0]
     weight1, bias1, weight2 = layers[0], as_float(layers[1]), layers[2]
-    stride = -(-hidden // 32) * 32
-    # Not in one piece of memory, which the gradient of either would keep for both; whatever PyTorch's defaults are.
-    sizes = (width, stride), (width, stride), (hidden,)
-    sums = [torch.zeros(size, dtype=torch.float32, device=grad.device) for size in sizes]
+    # Not in one piece of memory, which the gradient of either would keep for all; whatever PyTorch's defaults are.
+    of_weight1, of_weight2, of_bias1 = (
+        torch.empty(size, dtype=torch.float32, device=grad.device)
+        for size in ((hidden, width), (width, hidden), (hidden,))
+    )
     grad_read = torch.empty_like(grad)
-    tensors = (grad, read, kept, weight1, bias1, weight2, grad_read, sums[0], sums[1], sums[2])
-    numbers = *(0 if one is None else one.data_ptr() for one in tensors), rows, width, hidden, stride
+    tensors = grad, read, kept, weight1, bias1, weight2, grad_read, of_weight1, of_weight2, of_bias1
+    numbers = *(0 if one is None else one.data_ptr() for one in tensors), rows, width, hidden
     settings = (ctypes.c_int64 * len(numbers))(*numbers)
     call("differentiate_feed_forward", (grad.dtype, weight1.dtype), settings, *dropout.arguments())
-    of_weight1 = torch.empty((hidden, width), dtype=torch.float32, device=grad.device)
-    turned = (ctypes.c_int64(size) for size in (width, hidden, stride))
-    call_as_it_is("turn_matrix", *addresses(sums[0], of_weight1), *turned)
-    return grad_read, of_weight1, sums[2], sums[1][:, :hidden].contiguous()
+    return grad_read, of_weight1, of_bias1, of_weight2
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor | None = None, *, adds: bool = False) -> Tensor:

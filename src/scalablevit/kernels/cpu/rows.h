@@ -297,16 +297,15 @@ void add_bias_residual(const T* x, const float* bias, const T* residual, T* out,
   }
 }
 
-// out = x turned: (columns, rows) from rows `stride` apart.
-inline void turn_matrix(const float* x, float* out, int64_t rows, int64_t columns, int64_t stride, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * columns > kAlone)
+// out = x turned: (columns, rows), rows `out_stride` apart, from rows `stride` apart.
+inline void turn_matrix(const float* x, int64_t stride, float* out, int64_t out_stride, int64_t rows, int64_t columns) {
   for (int64_t column = 0; column < columns; column += kLanes)
     for (int64_t row = 0; row < rows; row += kLanes) {
       const int some_rows = (int)std::min<int64_t>(kLanes, rows - row), wide = (int)std::min<int64_t>(kLanes, columns - column);
       Vector square[kLanes] = {};
       for (int i = 0; i < some_rows; ++i) square[i] = load_some(x + (row + i) * stride + column, wide);
       transpose(square);
-      for (int j = 0; j < wide; ++j) store_some(out + (column + j) * rows + row, square[j], some_rows);
+      for (int j = 0; j < wide; ++j) store_some(out + (column + j) * out_stride + row, square[j], some_rows);
     }
 }
 

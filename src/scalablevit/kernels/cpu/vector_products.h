@@ -83,8 +83,12 @@ struct VectorProducts {
 
   // `numbers` are kStep, at `step` of a row of packed groups of so many words.
   static void set(float* left, int64_t size, int64_t row, int64_t step, const Vector* numbers) {
-    T* target = (T*)(left + row * (size / kGroup) + step * (kStep / kNumbers));
+    T* target = (T*)place(left, size, row, step);
     for (int v = 0; v < kStep / kLanes; ++v) store(target + v * kLanes, numbers[v]);
+  }
+
+  static void fetch_to_set(float* left, int64_t size, int64_t row, int64_t step) {
+    fetch_to_write(place(left, size, row, step), kStep * sizeof(T));
   }
 
   // `first` and `second` are numbers `k`, which is even, and k + 1 of the columns of a packed group, (kGroup) each.
@@ -129,6 +133,10 @@ struct VectorProducts {
   }
 
  private:
+  static float* place(float* left, int64_t size, int64_t row, int64_t step) {
+    return left + row * (size / kGroup) + step * (kStep / kNumbers);
+  }
+
   static constexpr int kBetweenRows = 16;      // words between rows
   static constexpr int kAhead = 16;            // words from those that are packed to those that are asked for
   static constexpr int64_t kRunningSum = 128;  // words: longer sums are sums of such, which round less

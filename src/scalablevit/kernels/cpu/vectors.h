@@ -75,6 +75,24 @@ inline void store(BFloat16* p, Vector v) {
   std::memcpy(p, &halves, sizeof halves);
 }
 
+// The same past the caches, where that can be: for what is not read before much else is. Other threads see it after
+// `finish_past_caches`.
+#if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)
+inline void store_past_caches(float* p, Vector v) { (uintptr_t)p % 64 ? store(p, v) : _mm512_stream_ps(p, (__m512)v); }
+#elif defined(__AVX2__) && !defined(SCALABLEVIT_FOUR_LANES)
+inline void store_past_caches(float* p, Vector v) { (uintptr_t)p % 32 ? store(p, v) : _mm256_stream_ps(p, (__m256)v); }
+#else
+inline void store_past_caches(float* p, Vector v) { store(p, v); }
+#endif
+
+inline void store_past_caches(BFloat16* p, Vector v) { store(p, v); }
+
+inline void finish_past_caches() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 inline float to_float(float x) { return x; }
 
 inline float to_float(BFloat16 x) {
