@@ -86,7 +86,7 @@ class ScalableSelfAttention(Branch):
         return self.dropout(self.to_out(self._attend(self.to_q(x), self.keys_values(x))))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        parts = None if torch.is_grad_enabled() else self._parts(norm)
+        parts = self._parts(norm)
         out = None if parts is None else attend_at_once(x, parts, residual=residual)
         if out is not None:
             return out
@@ -191,7 +191,7 @@ class InteractiveWindowedSelfAttention(Branch):
         return self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        parts = None if torch.is_grad_enabled() else self._parts(norm)
+        parts = self._parts(norm)
         out = None if parts is None else attend_at_once(x, parts, residual=residual)
         if out is not None:
             return out

@@ -1,30 +1,34 @@
-"""Attentions of the paper's design from the norm to the sum in one call, where nothing is recorded.
+"""Attentions of the paper's design from the norm to the sum in one call.
 
 Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c).
 
 Step by step an attention is a dozen operations. With one image, or in bfloat16, what Python and PyTorch do around them
 takes a third of the time, and what a compiler makes of them goes through memory between the products. Eagerly a kernel
-does all of it, or the layers run. A compiled graph holds an operator, which chooses when it runs: no size is guarded.
+does all of it, or the layers run; where a backward pass will come it is one step of autograd. A compiled graph holds an
+operator, which chooses when it runs: no size is guarded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scalablevit.attention_passes import gradients, run_plainly
 from scalablevit.cells import fill_up_to_one_cell
 from scalablevit.dot_product import merge_heads, split_heads
 from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.parts import Layer, ListParts, Norm, WindowParts
+from scalablevit.kernels.recording import in_memory, is_batched
 from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import blocks_kernel, is_readable, multiplies_any_rows
 from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.recomputation import (
     are_plain,
+    differentiable_gradients,
     is_recorded,
     may_be_transformed,
     may_recompute,
@@ -37,9 +41,54 @@ from scalablevit.recomputation import (
 def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool) -> Tensor | None:
     """The attention of a map, plus that map if wanted; None where no kernel does all of it."""
     tensors = parts.tensors()
-    if not may_recompute(x) or is_recorded(x, *tensors):
+    if not may_recompute(x):
         return None
-    return _attend_natively(x, type(parts), tensors, parts.numbers(), parts.factors(), None, residual=residual)
+    kind, numbers, factors = type(parts), parts.numbers(), parts.factors()
+    run = _call_natively(x, kind, tensors, numbers, factors, None, residual=residual)
+    if run is None:
+        return None
+    if not is_recorded(x, *tensors):
+        return run(x, tensors)
+    return cast(Tensor, _Attention.apply(run, kind, numbers, factors, residual, x, *tensors))
+
+
+class _Attention(torch.autograd.Function):
+    """One call forward, which keeps the map and what the kernel leaves behind."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: BlockCall,
+        kind: type[WindowParts] | type[ListParts],
+        numbers: Sequence[int],
+        factors: Sequence[float],
+        residual: bool,
+        x: Tensor,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        out, room = torch.empty_like(x), x.new_empty(run.room)
+        run.into(out, x, tensors, room)
+        ctx.save_for_backward(x, room, *tensors)
+        ctx.settings = kind, numbers, factors, residual
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, room, *tensors = ctx.saved_tensors
+        kind, numbers, factors, residual = ctx.settings
+        needs = ctx.needs_input_grad[5:]
+
+        def plainly(x: Tensor, *tensors: Tensor | None) -> Tensor:
+            return run_plainly(x, kind.of(tensors, numbers, factors), residual=residual)
+
+        with without_autocast(grad):
+            found: Sequence[Tensor | None] | None = None
+            if not torch.is_grad_enabled() and not is_batched(grad):
+                parts = kind.of(tensors, numbers, factors)
+                found = gradients(in_memory(grad), x, room, parts, residual=residual, needs=needs)
+            if found is None:
+                found = differentiable_gradients(plainly, (x, *tensors), grad, needs)
+        return None, None, None, None, None, *found
 
 
 def attend_in_graph(x: Tensor, parts: WindowParts | ListParts) -> Tensor | None:
@@ -54,7 +103,7 @@ def attend_in_graph(x: Tensor, parts: WindowParts | ListParts) -> Tensor | None:
     return cast(Tensor, operator(x, tensors, parts.numbers(), parts.factors(), dtype))
 
 
-def _attend_natively(
+def _call_natively(
     x: Tensor,
     kind: type[WindowParts] | type[ListParts],
     tensors: Sequence[Tensor | None],
@@ -63,8 +112,8 @@ def _attend_natively(
     dtype: torch.dtype | None,
     *,
     residual: bool,
-) -> Tensor | None:
-    """What parts of that kind come apart into, by a kernel; None where none takes these sizes and types.
+) -> BlockCall | None:
+    """What does what parts of that kind come apart into; None where no kernel takes these sizes and types.
 
     Products are of `dtype`; without one, as autocast has them.
     """
@@ -77,7 +126,19 @@ def _attend_natively(
         found = product_dtype(x, parts.norm, tensors[2:]) if dtype is None else dtype
         return None if found is None else _call_for(x, parts, found, residual=residual)
 
-    run = remembered(case, tensors, find)
+    return remembered(case, tensors, find)
+
+
+def _attend_natively(
+    x: Tensor,
+    kind: type[WindowParts] | type[ListParts],
+    tensors: Sequence[Tensor | None],
+    numbers: Sequence[int],
+    factors: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """A map plus the attention of these parts, by a kernel; None where none takes these sizes and types."""
+    run = _call_natively(x, kind, tensors, numbers, factors, dtype, residual=True)
     return None if run is None else run(x, tensors)
 
 
@@ -107,7 +168,7 @@ def _window_block(
 ) -> Tensor:
     """A map plus its attention in windows, in products of `dtype`: what `WindowParts` comes apart into."""
     x = x.contiguous()
-    out = _attend_natively(x, WindowParts, tensors, numbers, factors, dtype, residual=True)
+    out = _attend_natively(x, WindowParts, tensors, numbers, factors, dtype)
     if out is not None:
         return out
     with without_autocast(x):
@@ -120,7 +181,7 @@ def _list_block(
 ) -> Tensor:
     """A map plus its attention to a reduced one, in products of `dtype`: what `ListParts` comes apart into."""
     x = x.contiguous()
-    out = _attend_natively(x, ListParts, tensors, numbers, factors, dtype, residual=True)
+    out = _attend_natively(x, ListParts, tensors, numbers, factors, dtype)
     if out is not None:
         return out
     with without_autocast(x):

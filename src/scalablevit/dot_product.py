@@ -83,7 +83,7 @@ def attend(
     if is_exporting():
         return _attend_unfused(query, key, value, scale, dropout, mask)
     if torch.jit.is_scripting():
-        return _attend_fused(query, key, value, scale, dropout, mask)
+        return attend_fused(query, key, value, scale, dropout, mask)
     else:
         if mask is None and is_wanted(query.device) and not torch.jit.is_tracing():
             if is_traced():
@@ -95,7 +95,7 @@ def attend(
                     return _attend_and_drop_by(kernel, query, key, value, scale, Dropout.drawn(dropout))
                 if kernel is not None:
                     return _attend_by(kernel, query, key, value, scale)
-        body = _attend_unfused if _is_slow_to_train(query, key, value) else _attend_fused
+        body = _attend_unfused if _is_slow_to_train(query, key, value) else attend_fused
         return body(query, key, value, scale, dropout, mask)
 
 
@@ -104,7 +104,7 @@ def _attend_by(kernel: Any, query: Tensor, key: Tensor, value: Tensor, scale: fl
         (query, key, value),
         forward=lambda *lists: kernel.attend_to_few(*lists, scale),
         backward=lambda *lists: kernel.attend_to_few_backward(*lists, scale),
-        plain=lambda query, key, value: _attend_fused(query, key, value, scale, 0.0, None),
+        plain=lambda query, key, value: attend_fused(query, key, value, scale, 0.0, None),
         operator=lambda *lists: _operator(*lists, scale),
     )
 
@@ -124,7 +124,7 @@ def _attend_and_drop_by(
     )
 
 
-def _attend_fused(
+def attend_fused(
     query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, mask: Tensor | None
 ) -> Tensor:
     key_width, value_width = query.shape[-1], value.shape[-1]
@@ -167,7 +167,7 @@ def _fold_heads(x: Tensor) -> Tensor:
 def _operator(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     if (kernel := lists_kernel(query, key, value)) is not None:
         return kernel.attend_to_few(query, key, value, scale)
-    return _with_heads_inside(_attend_fused(query, key, value, scale, 0.0, None))
+    return _with_heads_inside(attend_fused(query, key, value, scale, 0.0, None))
 
 
 @_operator.register_fake
@@ -183,7 +183,7 @@ def _backward_operator(
         return kernel.attend_to_few_backward(grad, query, key, value, scale)
 
     def forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return _attend_fused(query, key, value, scale, 0.0, None)
+        return attend_fused(query, key, value, scale, 0.0, None)
 
     grad_query, grad_key, grad_value = torch.func.vjp(forward, query, key, value)[1](grad)
     return _with_heads_inside(grad_query), _with_heads_inside(grad_key), _with_heads_inside(grad_value)

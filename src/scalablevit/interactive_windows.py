@@ -52,12 +52,12 @@ def interactive_window_attention(
         backward=lambda grad, query_key, value, weight, bias: _gradients(
             kernel, grad, query_key, value, weight, *arguments
         ),
-        plain=lambda query_key, value, *lim: _attend_and_convolve(query_key, value, *lim, *arguments),
+        plain=lambda query_key, value, *lim: attend_and_convolve(query_key, value, *lim, *arguments),
         operator=lambda *tensors: _operator(*tensors, *arguments),
     )
 
 
-def _attend_and_convolve(
+def attend_and_convolve(
     query_key: Tensor, value: Tensor, lim_weight: Tensor, lim_bias: Tensor, heads: int, window_size: int, scale: float
 ) -> Tensor:
     lim = F.conv2d(value.permute(0, 3, 1, 2), lim_weight, lim_bias, padding=1, groups=value.shape[-1])
@@ -71,7 +71,7 @@ def _operator(
     kernel = windows_kernel(query_key, value, heads, window_size)
     if kernel is not None and takes_lim(lim_weight, lim_bias):
         return kernel.attend_in_windows(query_key, value, heads, window_size, scale, (lim_weight, lim_bias))
-    return _attend_and_convolve(query_key, value, lim_weight, lim_bias, heads, window_size, scale).contiguous()
+    return attend_and_convolve(query_key, value, lim_weight, lim_bias, heads, window_size, scale).contiguous()
 
 
 @_operator.register_fake
@@ -97,7 +97,7 @@ def _backward_operator(
         return _gradients(kernel, grad, query_key, value, lim_weight, heads, window_size, scale)
 
     def forward(query_key: Tensor, value: Tensor, lim_weight: Tensor, lim_bias: Tensor) -> Tensor:
-        return _attend_and_convolve(query_key, value, lim_weight, lim_bias, heads, window_size, scale)
+        return attend_and_convolve(query_key, value, lim_weight, lim_bias, heads, window_size, scale)
 
     pullback = torch.func.vjp(forward, query_key, value, lim_weight, lim_bias)[1]
     grad_query_key, grad_value, grad_weight, grad_bias = (gradient.contiguous() for gradient in pullback(grad))
@@ -115,10 +115,10 @@ def _gradients(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     maps = kernel.attend_in_windows_backward(grad, query_key, value, heads, window_size, scale, lim_weight)
-    return *maps, *_lim_parameter_gradients(grad, value, lim_weight)
+    return *maps, *lim_parameter_gradients(grad, value, lim_weight)
 
 
-def _lim_parameter_gradients(grad: Tensor, value: Tensor, lim_weight: Tensor) -> tuple[Tensor, Tensor]:
+def lim_parameter_gradients(grad: Tensor, value: Tensor, lim_weight: Tensor) -> tuple[Tensor, Tensor]:
     # These are sums over the whole batch, which no program of the attention kernels sees. Sums of parts would need
     # atomic additions, in no fixed order, or a second kernel: there is one for CPUs, and elsewhere PyTorch has it.
     kernel = depthwise_kernel(value, lim_weight) if lim_weight.shape[2:] == (3, 3) else None

@@ -5,6 +5,7 @@ Axes: rows are positions, c channels. For where PyTorch runs eagerly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,26 @@ def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += left @ right
+
+
+def weight_gradient(grads: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """The gradient for the weight of a linear layer, (f, c), in float32 or the type of what it is computed from.
+
+    Args:
+        grads: Of what the layer gave, (rows, f), or of its parts, side by side, which are f channels together.
+        rows: What the layer read, (rows, c).
+    """
+    kernels = [_kernel_for(grad.mT, rows, in_float32=True) if grad.ndim == 2 else None for grad in grads]
+    if len(grads) == 1 and kernels[0] is None:
+        return grads[0].mT @ rows
+    widths = [grad.shape[-1] for grad in grads]
+    out = rows.new_empty(sum(widths), rows.shape[-1], dtype=torch.float32)  # so that no sum is rounded on the way
+    for grad, kernel, part in zip(grads, kernels, out.split(widths), strict=True):
+        if kernel is None:
+            part.copy_(grad.mT @ rows)
+        else:
+            kernel.multiply(grad.t(), rows, part)
+    return out
 
 
 def sum_of_rows(rows: Tensor) -> Tensor:
@@ -103,16 +124,7 @@ class _Linear(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         _, needs_rows, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad
-        grad_weight = None
-        if needs_weight:  # a weight in float32 is not rounded on the way
-            kernel = _kernel_for(grad.mT, rows, in_float32=True) if grad.ndim == 2 else None
-            if kernel is None:
-                grad_weight = (grad.mT @ rows).to(weight_dtype)
-            else:
-                grad_weight = kernel.multiply(
-                    grad.t(), rows, grad.new_empty(grad.shape[1], rows.shape[1], dtype=torch.float32)
-                )
-                grad_weight = grad_weight.to(weight_dtype)
         grad_rows = product(grad, weight.to(grad.dtype)) if needs_rows else None
+        grad_weight = weight_gradient([grad], rows).to(weight_dtype) if needs_weight else None
         grad_bias = sum_of_rows(grad).to(bias_dtype) if needs_bias else None
         return None, grad_rows, grad_weight, grad_bias, grad if needs_residual else None

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelfAttention
 from scalablevit.blocks import attend_in_graph
@@ -91,14 +92,97 @@ def test_strides_and_empty_batches(block, calls):
         assert block(torch.randn(0, 7, 7, 40)).shape == (0, 7, 7, 40)
 
 
-def test_what_is_recorded_goes_step_by_step(block, calls):
-    x = torch.randn(1, 14, 14, 40)
+def gradients_of(block, x, *, residual=True, choice=True):
+    """For the map, where it is wanted, and for all parameters that are."""
+    wanted = [one for one in (x, *block.parameters()) if one.requires_grad]
+    with use_native(choice):
+        out = block(x) if residual else block.branch.forward_after(block.norm, x, residual=False)
+        return torch.autograd.grad(out, wanted, weights_for(out))
+
+
+def weights_for(out):
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+
+
+def error_of(found, expected):
+    """The largest of all, each relative to its length; of what is nothing but rounding, to one."""
+    return max(
+        float((one.double() - other).norm()) / max(float(other.norm()), 1.0)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+@pytest.mark.parametrize("residual", [True, False])
+def test_gradients_are_those_of_the_layers(block, shape, residual, calls):
+    x = torch.randn(*shape, 40).requires_grad_()
+    exact = copy.deepcopy(block).double(), x.detach().double().requires_grad_()
+    found = gradients_of(block, x, residual=residual)
+    assert calls[0] == name_of(block)
+    assert error_of(found, gradients_of(*exact, residual=residual, choice=False)) <= 2e-5
+
+
+def test_gradients_where_some_parameters_are_frozen(block, calls):
+    x = torch.randn(2, 14, 9, 40).requires_grad_()
+    tensors = [x, *block.parameters()]
+    expected = gradients_of(block, x)
+    for alone, one in zip(tensors, expected, strict=True):
+        for tensor in tensors:
+            tensor.requires_grad_(tensor is alone)
+        calls.clear()
+        (found,) = gradients_of(block, x)
+        assert calls[0] == name_of(block)
+        torch.testing.assert_close(found, one)
+
+
+def test_gradients_in_bfloat16_are_as_near_as_those_of_the_layers(block, calls, kernels):
+    x = torch.randn(2, 14, 9, 40).bfloat16().requires_grad_()
+    expected = gradients_of(copy.deepcopy(block).double(), x.detach().double().requires_grad_(), choice=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = gradients_of(block, x), gradients_of(block, x, choice=False)
+    assert calls[0] == name_of(block)
+    for found, usual, exact in zip(ours, theirs, expected, strict=True):
+        assert found.dtype == usual.dtype
+        assert float((found - exact).norm()) <= 1.2 * float((usual - exact).norm()) + 1e-2 * float(exact.norm())
+
+
+def test_gradients_where_kernels_are_switched_off_in_between(block, calls):
+    x = torch.randn(2, 14, 9, 40).requires_grad_()
+    expected = gradients_of(block, x)
     with use_native(True):
-        block(x)
-        with torch.no_grad():
-            before = calls.count(name_of(block))
-            block(x.requires_grad_())
-    assert (before, calls.count(name_of(block))) == (0, 1)
+        out = block(x)
+    with use_native(False):
+        found = torch.autograd.grad(out, (x, *block.parameters()), weights_for(out))
+    assert error_of(found, [one.double() for one in expected]) <= 2e-5
+
+
+def test_second_derivatives_and_several_gradients_at_once(block, calls):
+    x = torch.randn(1, 6, 6, 40).requires_grad_()
+    exact, exact_x = copy.deepcopy(block).double(), x.detach().double().requires_grad_()
+
+    def second(block, x):
+        (first,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [x, *block.parameters()])
+
+    with use_native(True):
+        found = second(block, x)
+        assert calls[0] == name_of(block)
+    with use_native(False), sdpa_kernel(SDPBackend.MATH):
+        expected = second(exact, exact_x)
+    assert error_of(found, expected) <= 1e-4
+    grads = torch.randn(3, *x.shape)
+    with use_native(True):
+        together = torch.autograd.grad(block(x), x, grads, is_grads_batched=True)[0]
+        for grad, found in zip(grads, together, strict=True):
+            torch.testing.assert_close(found, torch.autograd.grad(block(x), x, grad)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_that_lie_otherwise_in_memory(block, calls):
+    x = torch.randn(2, 6, 6, 40).requires_grad_()
+    with use_native(True):
+        for grad in (torch.ones(()).expand(x.shape), torch._neg_view(torch.randn(x.shape)), torch.randn(x.shape).mT.mT):
+            found, expected = (torch.autograd.grad(block(x), x, one)[0] for one in (grad, grad.clone()))
+            assert torch.equal(found, expected)
 
 
 def test_layers_that_do_more_than_they_were_made_for_are_called(block, calls):

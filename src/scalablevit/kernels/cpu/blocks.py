@@ -7,6 +7,8 @@ Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c), contiguous,
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -52,6 +54,35 @@ def list_call(x: Tensor, parts: ListParts, *, residual: bool) -> BlockCall:
         sizes=(*x.shape, heads, key_width, value_width, factor, int(residual)),
         settings=tuple(ctypes.c_float(factor) for factor in parts.factors()),
     )
+
+
+def kept_of_windows(room: Tensor, x: Tensor, parts: WindowParts) -> tuple[Tensor, ...]:
+    """What a `window_call` leaves in its room, each (b, h, w, ...): queries with keys, values, what it attended to."""
+    of_keys, of_values = (parts.heads * width for width in parts.widths)
+    taps, rest = 9 * of_values * 4 // x.itemsize, x.shape[:-1]
+    return _maps_of(room, taps, [(*rest, 2 * of_keys), (*rest, of_values), (*rest, of_values)])
+
+
+def kept_of_list(room: Tensor, x: Tensor, parts: ListParts) -> tuple[Tensor, ...]:
+    """What a `list_call` leaves in its room: queries (b, q, ...), keys with values (b, k, ...), what it attended to.
+
+    Where there is a reduction also the reduced map, (b, k, c), and what the last layer read, (b, k, n * d).
+    """
+    of_keys, of_values = (parts.heads * width for width in parts.widths)
+    b, h, w, c = x.shape
+    factor, keys = parts.factor, (h // parts.factor) * (w // parts.factor)
+    sizes = [(b, h * w, of_keys), (b, keys, of_keys + of_values), (b, h * w, of_values)]
+    if parts.reduction is not None:
+        sizes += [(b, keys, c), (b, keys, of_keys)]
+    return _maps_of(room, factor * factor * c * 4 // x.itemsize, sizes)
+
+
+def _maps_of(room: Tensor, start: int, sizes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+    found = []
+    for size in sizes:
+        found.append(room.narrow(0, start, math.prod(size)).view(size))
+        start += math.prod(size)
+    return tuple(found)
 
 
 def _room(x: Tensor, floats: int, numbers: int) -> int:
