@@ -1,7 +1,8 @@
-"""The backward pass of an attention whose forward pass was one call: what its autograd function runs.
+"""An attention of the paper's design step by step, and its backward pass where the forward pass was one call.
 
 Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c). What the forward pass keeps is the map, and what
-the kernel left in its room: queries, keys, values, what was attended to. The norm is computed again.
+the kernel left in its room: queries, keys, values, what was attended to. Norms are computed again, and the layer in
+front of the second norm of a reduction.
 """
 
 from __future__ import annotations
@@ -15,31 +16,39 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalablevit.cell_convolutions import cell_convolution_gradients
+from scalablevit.cells import fill_up_to_one_cell
 from scalablevit.dot_product import attend_fused, merge_heads, split_heads
 from scalablevit.interactive_windows import attend_and_convolve, lim_parameter_gradients
 from scalablevit.kernels.cpu.blocks import kept_of_list, kept_of_windows
-from scalablevit.kernels.parts import Layer, ListParts, Norm, Reduction, WindowParts
+from scalablevit.kernels.parts import Layer, ListParts, Reduction, WindowParts
 from scalablevit.kernels.selection import lists_kernel, windows_kernel
 from scalablevit.layers import linear
 from scalablevit.products import product, sum_of_rows, weight_gradient
 from scalablevit.recomputation import norm_gradients, normalise
 
-Found = list[Tensor | None]
+Gradients = list[Tensor | None]
 
 
-def run_plainly(x: Tensor, parts: WindowParts | ListParts, *, residual: bool) -> Tensor:
-    """The attention of a map in operations that autograd records, all in the type of the map."""
+def run_by_steps(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype, *, plain: bool = False) -> Tensor:
+    """The attention of a map, without the sum, in products of `dtype`.
+
+    Args:
+        x: The map.
+        parts: What the attention is made of.
+        dtype: Of the products.
+        plain: Whether by operations alone that autograd can differentiate twice; else by our operators.
+    """
+    read = normalise(x, *parts.norm)[0].to(dtype)
+    if not plain:
+        return _apply(_attend(read, parts, plain=False), parts.to_out)
     with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused attention has no second derivative
-        read = normalise(x, *parts.norm)[0]
-        attended = _windows_plainly(read, parts) if isinstance(parts, WindowParts) else _list_plainly(read, parts)
-    out = _apply(attended, parts.to_out)
-    return x + out if residual else out
+        return _apply(_attend(read, parts, plain=True), parts.to_out)
 
 
 def gradients(
-    grad: Tensor, x: Tensor, room: Tensor, parts: WindowParts | ListParts, *, residual: bool, needs: Sequence[bool]
-) -> Found | None:
-    """Those for the map and for each of the tensors of its parts; None where no kernel takes what was kept.
+    grad: Tensor, x: Tensor, room: Tensor, parts: WindowParts | ListParts, *, residual: bool, needs_x: bool
+) -> Gradients | None:
+    """Those for the map and for all of the tensors of its parts; None where no kernel takes what was kept.
 
     Args:
         grad: Of the result, (b, h, w, c), contiguous.
@@ -47,147 +56,125 @@ def gradients(
         room: What the forward pass left behind.
         parts: What the attention is made of.
         residual: Whether the map was added.
-        needs: Which gradients are wanted.
+        needs_x: Whether the gradient for the map is wanted.
     """
-    stream = grad if residual else None
     if isinstance(parts, WindowParts):
-        return _window_gradients(grad, x, room, parts, stream, needs)
-    return _list_gradients(grad, x, room, parts, stream, needs)
+        found = _window_gradients(grad, x, room, parts)
+    else:
+        found = _list_gradients(grad, x, room, parts)
+    if found is None:
+        return None
+    of_reads, normed_by, of_layers = found
+    needs, stream = (needs_x, True, True), grad if residual else None
+    of_norm = norm_gradients(of_reads, x, *normed_by, parts.norm.weight, parts.norm.bias, needs, residual=stream)
+    return [*of_norm, *of_layers]
 
 
-def _window_gradients(
-    grad: Tensor, x: Tensor, room: Tensor, parts: WindowParts, stream: Tensor | None, needs: Sequence[bool]
-) -> Found | None:
+# For the normed map, to be added up; what it was normalised by; and for the tensors of all parts but the first norm.
+_BeforeNorm = tuple[list[Tensor], tuple[Tensor, Tensor], Gradients]
+
+
+def _window_gradients(grad: Tensor, x: Tensor, room: Tensor, parts: WindowParts) -> _BeforeNorm | None:
     query_key, value, attended = kept_of_windows(room, x, parts)
     settings = parts.heads, parts.window_size
     kernel = windows_kernel(query_key, value, *settings)
     if kernel is None:
         return None
-    (of_attended,), of_out = _layer_gradients([grad], attended, parts.to_out, (any(needs[:7]), *needs[7:]))
-    if of_attended is None:
-        return [None] * 7 + of_out
+    (of_attended,), of_out = _layer_gradients([grad], attended, parts.to_out)
     lim = parts.lim.weight
     maps = kernel.attend_in_windows_backward(of_attended, query_key, value, *settings, parts.scale, lim)
-    of_lim: Found = [None, None]
-    if any(needs[5:7]):
-        of_lim = _as_wanted(lim_parameter_gradients(of_attended, value, lim.to(x.dtype)), parts.lim, needs[5:7])
-    if not any(needs[:5]):
-        return [None] * 5 + of_lim + of_out
-    normed, *moments = normalise(x, *parts.norm)
-    of_reads, of_projection = _layer_gradients(maps, normed, parts.projection, (any(needs[:3]), *needs[3:5]))
-    return [*_norm_gradients(of_reads, x, moments, parts.norm, needs, stream), *of_projection, *of_lim, *of_out]
+    of_lim = _of_types(lim_parameter_gradients(of_attended, value, lim), parts.lim)
+    del of_attended  # here and below, so that not all is there at once
+    normed, mean, rstd = normalise(x, *parts.norm)
+    of_reads, of_projection = _layer_gradients(maps, normed, parts.projection)
+    return of_reads, (mean, rstd), [*of_projection, *of_lim, *of_out]
 
 
-def _list_gradients(
-    grad: Tensor, x: Tensor, room: Tensor, parts: ListParts, stream: Tensor | None, needs: Sequence[bool]
-) -> Found | None:
+def _list_gradients(grad: Tensor, x: Tensor, room: Tensor, parts: ListParts) -> _BeforeNorm | None:
     query, key_value, attended, *kept = kept_of_list(room, x, parts)
     heads, widths = parts.heads, [parts.heads * width for width in parts.widths]
     lists = [split_heads(one, heads) for one in (query, *key_value.split(widths, dim=-1))]
     kernel = lists_kernel(*lists)
     if kernel is None:
         return None
-    (of_attended,), of_out = _layer_gradients([grad], attended, parts.to_out, (any(needs[:13]), *needs[13:]))
-    if of_attended is None:
-        return [None] * 13 + of_out
-    found = kernel.attend_to_few_backward(split_heads(of_attended.view(attended.shape), heads), *lists, parts.scale)
+    (of_attended,), of_out = _layer_gradients([grad], attended, parts.to_out)
+    found = kernel.attend_to_few_backward(split_heads(of_attended, heads), *lists, parts.scale)
     of_query, of_key, of_value = (merge_heads(one) for one in found)
-    normed, *moments = normalise(x, *parts.norm)
-    reads = any(needs[:3])
-    (of_read,), of_layer = _layer_gradients(
-        [of_query.view(*x.shape[:3], -1)], normed, parts.to_query, (reads, *needs[3:5])
-    )
-    of_key_value, reduction = torch.cat([of_key, of_value], dim=-1), parts.reduction
-    if reduction is None:
-        last = reads, *needs[11:13]
-        (second,), of_last = _layer_gradients([of_key_value.view(*x.shape[:3], -1)], normed, parts.to_key_value, last)
-        of_reduction: Found = [None] * 6
+    of_key_value = torch.cat([of_key, of_value], dim=-1)
+    del of_attended, found, of_key, of_value
+    normed, mean, rstd = normalise(x, *parts.norm)
+    (of_read,), of_layer = _layer_gradients([of_query], normed, parts.to_query)
+    del of_query
+    of_reduction: Gradients = [None] * 6
+    if parts.reduction is None:
+        (second,), of_last = _layer_gradients([of_key_value], normed, parts.to_key_value)
     else:
-        last = any(needs[:11]), *needs[11:13]
-        (of_active,), of_last = _layer_gradients([of_key_value], kept[1], parts.to_key_value, last)
-        second, *of_reduction = _reduction_gradients(of_active, normed, kept[0], reduction, (reads, *needs[5:11]))
-    of_norm = _norm_gradients([of_read, second], x, moments, parts.norm, needs, stream)
-    return [*of_norm, *of_layer, *of_reduction, *of_last, *of_out]
+        (of_active,), of_last = _layer_gradients([of_key_value], kept[1], parts.to_key_value)
+        second, of_reduction = _reduction_gradients(of_active, normed, kept[0], parts.reduction)
+    return [of_read, second], (mean, rstd), [*of_layer, *of_reduction, *of_last, *of_out]
 
 
-def _reduction_gradients(
-    grad: Tensor | None, normed: Tensor, reduced: Tensor, parts: Reduction, needs: Sequence[bool]
-) -> Found:
-    """Those for the normed map and for each of the tensors of a reduction."""
-    if grad is None:
-        return [None] * 7
+def _reduction_gradients(grad: Tensor, normed: Tensor, reduced: Tensor, parts: Reduction) -> tuple[Tensor, Gradients]:
+    """Those for the normed map, and for the tensors of a reduction."""
     weight, bias = (one if one is None else one.to(reduced.dtype) for one in parts.scaling)
     scaled = linear(reduced, cast(Tensor, weight), bias)
-    activates, *moments = normalise(scaled, *parts.norm)
+    activates, mean, rstd = normalise(scaled, *parts.norm)
     of_inner = torch.ops.aten.gelu_backward(grad, activates)
-    wanted = any(needs[:5]), *needs[5:7]
-    of_scaled, *of_inner_norm = _norm_gradients([of_inner], scaled, moments, parts.norm, wanted, None)
-    if of_scaled is None:
-        return [None] * 5 + of_inner_norm
-    (of_reduced,), of_scaling = _layer_gradients([of_scaled], reduced, parts.scaling, (any(needs[:3]), *needs[3:5]))
-    if of_reduced is None:
-        return [None] * 3 + of_scaling + of_inner_norm
-    cells, factor = parts.cells.weight, parts.cells.weight.shape[-1]
+    needs = True, True, True
+    of_scaled, *of_norm = norm_gradients([of_inner], scaled, mean, rstd, parts.norm.weight, parts.norm.bias, needs)
+    (of_reduced,), of_scaling = _layer_gradients([cast(Tensor, of_scaled)], reduced, parts.scaling)
     b, h, w, c = normed.shape
+    factor = parts.cells.weight.shape[-1]
     of_cells = of_reduced.view(b, h // factor, w // factor, c)
-    of_read, *found = cell_convolution_gradients(of_cells, normed, cells.to(normed.dtype), factor, needs[:3])
-    return [of_read, *_as_wanted(found, parts.cells, needs[1:3]), *of_scaling, *of_inner_norm]
+    of_read, *found = cell_convolution_gradients(of_cells, normed, parts.cells.weight, factor, needs)
+    return cast(Tensor, of_read), [*_of_types(found, parts.cells), *of_scaling, *of_norm]
 
 
-def _layer_gradients(
-    grads: Sequence[Tensor], read: Tensor, layer: Layer, needs: Sequence[bool]
-) -> tuple[Sequence[Tensor | None], Found]:
+def _layer_gradients(grads: Sequence[Tensor], read: Tensor, layer: Layer) -> tuple[list[Tensor], Gradients]:
     """Those of a linear layer whose result went on in parts: for what it read, to be added up; for weight and bias."""
     rows = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
     weights = layer.weight.to(read.dtype).split([one.shape[-1] for one in rows])
-    of_read: list[Tensor | None] = [None] * len(grads)
-    if needs[0]:
-        of_read = [product(one, weight).view(read.shape) for one, weight in zip(rows, weights, strict=True)]
-    of_weight = weight_gradient(rows, read.reshape(-1, read.shape[-1])) if needs[1] else None
-    of_bias = torch.cat([sum_of_rows(one) for one in rows]) if needs[2] else None
-    return of_read, _as_wanted((of_weight, of_bias), layer, (True, True))
+    of_read = [product(one, weight).view(read.shape) for one, weight in zip(rows, weights, strict=True)]
+    of_weight = weight_gradient(rows, read.reshape(-1, read.shape[-1]))
+    of_bias = None if layer.bias is None else torch.cat([sum_of_rows(one) for one in rows])
+    return of_read, _of_types((of_weight, of_bias), layer)
 
 
-def _norm_gradients(
-    grads: Sequence[Tensor | None],
-    x: Tensor,
-    moments: Sequence[Tensor],
-    norm: Norm,
-    needs: Sequence[bool],
-    stream: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    found = [one for one in grads if one is not None]  # all are there, or none is wanted
-    mean, rstd = moments
-    return norm_gradients(found, x, mean, rstd, norm.weight, norm.bias, needs[:3], residual=stream)
-
-
-def _as_wanted(grads: Sequence[Tensor | None], layer: Layer, needs: Sequence[bool]) -> Found:
-    """For weight and bias, each of its type; None for what is not wanted."""
+def _of_types(grads: Sequence[Tensor | None], layer: Layer) -> Gradients:
+    """For weight and bias, each of its type."""
     return [
-        grad.to(like.dtype) if grad is not None and like is not None and needed else None
-        for grad, like, needed in zip(grads, layer, needs, strict=True)
+        None if grad is None or like is None else grad.to(like.dtype) for grad, like in zip(grads, layer, strict=True)
     ]
 
 
-def _windows_plainly(read: Tensor, parts: WindowParts) -> Tensor:
-    widths = [2 * parts.heads * parts.widths[0], parts.heads * parts.widths[1]]
-    query_key, value = _apply(read, parts.projection).split(widths, dim=-1)
-    weight, bias = (cast(Tensor, one).to(read.dtype) for one in parts.lim)
-    return attend_and_convolve(query_key, value, weight, bias, parts.heads, parts.window_size, parts.scale)
-
-
-def _list_plainly(read: Tensor, parts: ListParts) -> Tensor:
-    query, reduction, reduced = _apply(read, parts.to_query), parts.reduction, read
+def _attend(read: Tensor, parts: WindowParts | ListParts, *, plain: bool) -> Tensor:
+    heads = parts.heads
+    of_keys, of_values = (heads * width for width in parts.widths)
+    if isinstance(parts, WindowParts):
+        query_key, value = _apply(read, parts.projection).split([2 * of_keys, of_values], dim=-1)
+        lim_weight, lim_bias = (cast(Tensor, one).to(read.dtype) for one in parts.lim)
+        in_windows = attend_and_convolve if plain else torch.ops.scalablevit.interactive_window_attention
+        return cast(Tensor, in_windows(query_key, value, lim_weight, lim_bias, heads, parts.window_size, parts.scale))
+    query, reduction, reduced = _apply(read, parts.to_query).flatten(1, 2), parts.reduction, read
     if reduction is not None:
-        weight, bias = (cast(Tensor, one).to(read.dtype) for one in reduction.cells)
-        reduced = F.conv2d(read.permute(0, 3, 1, 2), weight, bias, parts.factor, groups=weight.shape[0])
-        scaled = _apply(reduced.permute(0, 2, 3, 1), reduction.scaling)
+        scaled = _apply(_cells(read, reduction.cells, parts.factor, plain=plain), reduction.scaling)
         reduced = F.gelu(normalise(scaled, *reduction.norm)[0])
-    key_value = _apply(reduced, parts.to_key_value).flatten(1, 2)
-    key, value = key_value.split([parts.heads * width for width in parts.widths], dim=-1)
-    query, key, value = (split_heads(one, parts.heads) for one in (query.flatten(1, 2), key, value))
-    attended = merge_heads(attend_fused(query, key, value, parts.scale, 0.0, None))
-    return attended.unflatten(1, (read.shape[1], read.shape[2]))
+    key, value = _apply(reduced, parts.to_key_value).flatten(1, 2).split([of_keys, of_values], dim=-1)
+    query, key, value = (split_heads(one, heads) for one in (query, key, value))
+    if plain:
+        attended = attend_fused(query, key, value, parts.scale, 0.0, None)
+    else:
+        attended = torch.ops.scalablevit.short_attention(query, key, value, parts.scale)
+    return merge_heads(attended).unflatten(1, (read.shape[1], read.shape[2]))
+
+
+def _cells(read: Tensor, layer: Layer, factor: int, *, plain: bool) -> Tensor:
+    """The depthwise convolution over cells."""
+    weight, bias = (cast(Tensor, one).to(read.dtype) for one in layer)
+    if plain:
+        return F.conv2d(read.permute(0, 3, 1, 2), weight, bias, factor, groups=weight.shape[0]).permute(0, 2, 3, 1)
+    filled, stride = fill_up_to_one_cell(read, factor), [factor, factor]
+    return cast(Tensor, torch.ops.scalablevit.map_convolution(filled, weight, bias, stride, [0, 0], read.shape[-1]))
 
 
 def _apply(x: Tensor, layer: Layer) -> Tensor:

@@ -14,14 +14,11 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from scalablevit.attention_passes import gradients, run_plainly
-from scalablevit.cells import fill_up_to_one_cell
-from scalablevit.dot_product import merge_heads, split_heads
+from scalablevit.attention_passes import gradients, run_by_steps
 from scalablevit.kernels.cpu.calls import BlockCall
-from scalablevit.kernels.parts import Layer, ListParts, Norm, WindowParts
+from scalablevit.kernels.parts import ListParts, WindowParts
 from scalablevit.kernels.recording import in_memory, is_batched
 from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import blocks_kernel, is_readable, multiplies_any_rows
@@ -32,7 +29,6 @@ from scalablevit.recomputation import (
     is_recorded,
     may_be_transformed,
     may_recompute,
-    normalise,
     product_dtype,
     without_autocast,
 )
@@ -49,6 +45,8 @@ def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool)
         return None
     if not is_recorded(x, *tensors):
         return run(x, tensors)
+    if not all(one is None or one.requires_grad for one in tensors):
+        return None  # step by step only what the others ask for is kept
     return cast(Tensor, _Attention.apply(run, kind, numbers, factors, residual, x, *tensors))
 
 
@@ -79,13 +77,14 @@ class _Attention(torch.autograd.Function):
         needs = ctx.needs_input_grad[5:]
 
         def plainly(x: Tensor, *tensors: Tensor | None) -> Tensor:
-            return run_plainly(x, kind.of(tensors, numbers, factors), residual=residual)
+            out = run_by_steps(x, kind.of(tensors, numbers, factors), x.dtype, plain=True)
+            return x + out if residual else out
 
         with without_autocast(grad):
             found: Sequence[Tensor | None] | None = None
             if not torch.is_grad_enabled() and not is_batched(grad):
                 parts = kind.of(tensors, numbers, factors)
-                found = gradients(in_memory(grad), x, room, parts, residual=residual, needs=needs)
+                found = gradients(in_memory(grad), x, room, parts, residual=residual, needs_x=needs[0])
             if found is None:
                 found = differentiable_gradients(plainly, (x, *tensors), grad, needs)
         return None, None, None, None, None, *found
@@ -172,7 +171,7 @@ def _window_block(
     if out is not None:
         return out
     with without_autocast(x):
-        return x + _attend_in_windows_by_steps(x, WindowParts.of(tensors, numbers, factors), dtype)
+        return x + run_by_steps(x, WindowParts.of(tensors, numbers, factors), dtype)
 
 
 @torch.library.custom_op("scalablevit::list_block", mutates_args=())
@@ -185,7 +184,7 @@ def _list_block(
     if out is not None:
         return out
     with without_autocast(x):
-        return x + _attend_to_list_by_steps(x, ListParts.of(tensors, numbers, factors), dtype)
+        return x + run_by_steps(x, ListParts.of(tensors, numbers, factors), dtype)
 
 
 @_window_block.register_fake
@@ -194,36 +193,3 @@ def _block_fake(
     x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype))
-
-
-def _attend_in_windows_by_steps(x: Tensor, parts: WindowParts, dtype: torch.dtype) -> Tensor:
-    projected = _linear(_normed(x, parts.norm).to(dtype), parts.projection)
-    query_key, value = projected.split([2 * parts.heads * parts.widths[0], parts.heads * parts.widths[1]], dim=-1)
-    lim = (cast(Tensor, one).to(dtype) for one in parts.lim)
-    settings = parts.heads, parts.window_size, parts.scale
-    attended = torch.ops.scalablevit.interactive_window_attention(query_key, value, *lim, *settings)
-    return _linear(attended, parts.to_out)
-
-
-def _attend_to_list_by_steps(x: Tensor, parts: ListParts, dtype: torch.dtype) -> Tensor:
-    read, reduction = _normed(x, parts.norm).to(dtype), parts.reduction
-    query, reduced = _linear(read, parts.to_query), read
-    if reduction is not None:
-        cells = [None if one is None else one.to(dtype) for one in reduction.cells]
-        filled, stride = fill_up_to_one_cell(read, parts.factor), [parts.factor, parts.factor]
-        reduced = torch.ops.scalablevit.map_convolution(filled, *cells, stride, [0, 0], x.shape[-1])
-        scaled = _linear(reduced, reduction.scaling)
-        reduced = F.gelu(_normed(scaled, reduction.norm))
-    key_value = _linear(reduced, parts.to_key_value).flatten(1, 2)
-    key, value = key_value.split([parts.heads * width for width in parts.widths], dim=-1)
-    lists = (split_heads(one, parts.heads) for one in (query.flatten(1, 2), key, value))
-    attended = merge_heads(torch.ops.scalablevit.short_attention(*lists, parts.scale))
-    return _linear(attended.unflatten(1, (x.shape[1], x.shape[2])), parts.to_out)
-
-
-def _normed(x: Tensor, norm: Norm) -> Tensor:
-    return normalise(x, norm.weight, norm.bias, norm.eps)[0]
-
-
-def _linear(x: Tensor, layer: Layer) -> Tensor:
-    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))

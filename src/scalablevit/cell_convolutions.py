@@ -83,6 +83,7 @@ def cell_convolution_gradients(
             natively = kernel.cell_gradients(in_memory(grad), x, weight, needs_x=needs[0])
             grad_x, grad_weight, grad_bias = (one if need else None for one, need in zip(natively, needs, strict=True))
             return grad_x, grad_weight, grad_bias
+    weight = weight.to(dtype)
     if goes_by_float32(x, dtype):
         grad, x, weight = grad.float(), x.float(), weight.float()
     elif _is_half_on_cpu(x) and weight.shape[2:] == (cell, cell):

@@ -128,7 +128,16 @@ def lim_parameter_gradients(grad: Tensor, value: Tensor, lim_weight: Tensor) -> 
     channels = value.shape[-1]
     maps = grad.permute(0, 3, 1, 2), value.permute(0, 3, 1, 2)
     _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        *maps, lim_weight, [channels], [1, 1], [1, 1], [1, 1], False, [0, 0], channels, [False, True, True]
+        *maps,
+        lim_weight.to(value.dtype),
+        [channels],
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        channels,
+        [False, True, True],
     )
     return grad_weight.contiguous(), grad_bias.contiguous()
 

@@ -44,7 +44,8 @@ def weight_gradient(grads: Sequence[Tensor], rows: Tensor) -> Tensor:
     if len(grads) == 1 and kernels[0] is None:
         return grads[0].mT @ rows
     widths = [grad.shape[-1] for grad in grads]
-    out = rows.new_empty(sum(widths), rows.shape[-1], dtype=torch.float32)  # so that no sum is rounded on the way
+    dtype = torch.promote_types(rows.dtype, torch.float32)  # so that no sum is rounded on the way
+    out = rows.new_empty(sum(widths), rows.shape[-1], dtype=dtype)
     for grad, kernel, part in zip(grads, kernels, out.split(widths), strict=True):
         if kernel is None:
             part.copy_(grad.mT @ rows)

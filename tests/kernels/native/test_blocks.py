@@ -90,6 +90,9 @@ def test_strides_and_empty_batches(block, calls):
     with torch.no_grad(), use_native(True):
         torch.testing.assert_close(block(x), block(x.contiguous()), rtol=1e-4, atol=1e-4)
         assert block(torch.randn(0, 7, 7, 40)).shape == (0, 7, 7, 40)
+    nothing = gradients_of(block, torch.randn(0, 7, 7, 40).requires_grad_())
+    assert [one.shape for one in nothing] == [(0, 7, 7, 40), *(one.shape for one in block.parameters())]
+    assert not any(one.any() for one in nothing)
 
 
 def gradients_of(block, x, *, residual=True, choice=True):
@@ -122,17 +125,44 @@ def test_gradients_are_those_of_the_layers(block, shape, residual, calls):
     assert error_of(found, gradients_of(*exact, residual=residual, choice=False)) <= 2e-5
 
 
-def test_gradients_where_some_parameters_are_frozen(block, calls):
-    x = torch.randn(2, 14, 9, 40).requires_grad_()
-    tensors = [x, *block.parameters()]
-    expected = gradients_of(block, x)
-    for alone, one in zip(tensors, expected, strict=True):
-        for tensor in tensors:
-            tensor.requires_grad_(tensor is alone)
+def test_gradients_without_biases_and_with_a_map_that_wants_none(calls):
+    for kind, branch in KINDS.items():
+        block = randomise(PreNormResidual(nn.LayerNorm(40), branch()))
+        for name, layer in block.named_modules():
+            if name.endswith(("to_q", "to_kv", "to_qkv", "to_out")):
+                layer.bias = None
         calls.clear()
-        (found,) = gradients_of(block, x)
+        x = torch.randn(2, 14, 9, 40)
+        exact = copy.deepcopy(block).double(), x.double()
+        assert error_of(gradients_of(block, x), gradients_of(*exact, choice=False)) <= 2e-5, kind
         assert calls[0] == name_of(block)
-        torch.testing.assert_close(found, one)
+
+
+def test_steps_keep_less_where_a_parameter_is_frozen(block, calls):
+    x = torch.randn(2, 14, 9, 40).requires_grad_()
+    expected = gradients_of(block, x)
+    block.norm.bias.requires_grad_(False)
+    calls.clear()
+    found = gradients_of(block, x)
+    assert name_of(block) not in calls
+    wanted = [
+        one for one, name in zip(expected, ["x", *dict(block.named_parameters())], strict=True) if name != "norm.bias"
+    ]
+    assert error_of(found, [one.double() for one in wanted]) <= 2e-5
+
+
+def test_threads_give_the_same_bits(block):
+    x = torch.randn(4, 14, 14, 40).requires_grad_()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with use_native(True):
+                found.append([block(x).detach(), *gradients_of(block, x)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, same) for one, same in zip(found[0], other, strict=True))
 
 
 def test_gradients_in_bfloat16_are_as_near_as_those_of_the_layers(block, calls, kernels):

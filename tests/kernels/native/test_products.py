@@ -245,13 +245,18 @@ def test_no_columns():
 
 def test_threads_give_the_same_bits():
     x, weight = torch.randn(200, 64), torch.randn(96, 64)
+    rows, grad, layers = torch.randn(700, 40), torch.randn(700, 40), (torch.randn(160, 40), torch.randn(160))
+    layers = *layers, torch.randn(40, 160)
+    kept, out = torch.empty(700, 160), torch.empty(700, 40)
     threads = torch.get_num_threads()
     try:
         found = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(products.linear(x, weight, None)[0])
+            products.feed_forward(rows, None, (*layers, torch.ones(40)), out, residual=True, kept=kept)
+            gradients = products.differentiate_feed_forward(grad, rows, layers, kept=kept, dropout=NO_DROPOUT)
+            found.append([products.linear(x, weight, None)[0], out.clone(), kept.clone(), *gradients])
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    for other in found[1:]:
+        assert all(torch.equal(one, same) for one, same in zip(found[0], other, strict=True))

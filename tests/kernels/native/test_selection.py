@@ -20,11 +20,17 @@ MAPS = torch.randn(1, 5, 6, 16), torch.randn(1, 5, 6, 8)
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch):
-    """The names of the kernels that ran."""
+    """The names of the kernels of attention that ran, alone or in a whole one."""
     if compilation.library() is None:
         pytest.skip("no compiler")
     names, call = [], attention.call
-    monkeypatch.setattr(attention, "call", lambda name, *rest: names.append(name) or call(name, *rest))
+
+    def recorded(name, *rest):
+        names.append(name.removesuffix("_block"))
+        call(name, *rest)
+
+    monkeypatch.setattr(attention, "call", recorded)
+    monkeypatch.setattr("scalablevit.kernels.cpu.calls.call", recorded)
     return names
 
 

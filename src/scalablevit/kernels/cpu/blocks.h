@@ -22,7 +22,8 @@ struct WindowBlock {
   const float *lim_weight, *lim_bias;  // (nd', 9), (nd')
   const void* to_out;                  // (c, nd'), of type W
   const float* out_bias;
-  void *workspace, *out;  // (room_for), (b, h, w, c)
+  // Of the workspace Python reads what lies behind the taps, for the backward pass (`kernels/cpu/blocks.py`).
+  void *workspace, *out;  // as large as Python has it, (b, h, w, c)
   int64_t b, height, width, channels, heads, key_width, value_width, window_height, window_width, adds;
 };
 
@@ -100,10 +101,11 @@ void attend_in_windows_block(const WindowBlock& a, float eps, float scale, int t
 template <typename T>
 void reduce_normed(const ListBlock& a, const float* taps, float eps, T* out, int threads) {
   const int64_t r = a.factor, rows = a.height / r, columns = a.width / r, c = a.channels;
+  const int at_once = (int)std::max<int64_t>(1, columns);
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> sums(round_up((int)c, kLanes));
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, at_once)
     for (int64_t cell = 0; cell < a.b * rows * columns; ++cell) {
       const int64_t image = cell / (rows * columns), y = cell / columns % rows * r, x = cell % columns * r;
       for_each_vector((int)c, [&](int i, int count) { store(&sums[i], load_some(a.cell_bias + i, count)); });

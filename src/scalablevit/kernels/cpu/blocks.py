@@ -82,6 +82,7 @@ def _maps_of(room: Tensor, start: int, sizes: Sequence[tuple[int, ...]]) -> tupl
     for size in sizes:
         found.append(room.narrow(0, start, math.prod(size)).view(size))
         start += math.prod(size)
+    assert start == room.numel()
     return tuple(found)
 
 

@@ -17,8 +17,8 @@ struct Activated {
   const float* bias;
   Number* hidden;
   int64_t size, step;
-  T* kept;  // where it goes before the GELU, too: whole groups of columns, in rows `width` apart
-  int64_t width;
+  T* kept;  // where it goes before the GELU, too: whole groups of columns, in rows `between` apart
+  int64_t between;
 };
 
 // A function of its own, whose loop has registers for all that it needs.
@@ -32,7 +32,7 @@ __attribute__((noinline)) void activate_products(const Number* left, int64_t siz
     Vector numbers[kStep / kLanes];
     for (int v = 0; v < kStep / kLanes; ++v) {
       const Vector sum = load(sums + v * kLanes) + bias[v];
-      if (kKeeps) store_past_caches(to.kept + row * to.width + v * kLanes, sum);  // which the backward pass reads
+      if (kKeeps) store_past_caches(to.kept + row * to.between + v * kLanes, sum);  // which the backward pass reads
       numbers[v] = gelu(sum);
     }
     Products::set(to.hidden, to.size, row, to.step, numbers);
@@ -120,8 +120,9 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
             T* keep = kept ? kept + (start + block) * hidden + g * kGroup : nullptr;
             const Activated<T, Number> to{bias, chunk, chunk_size, g - h, keep, hidden};
             if (!of_hidden.is_on() && (!keep || columns == kGroup)) {
-              const auto activate = keep ? activate_products<Products, true, T, Number> : activate_products<Products, false, T, Number>;
-              activate(rows_now, size, some_rows, weights, columns, width, to);
+              const auto run = keep ? activate_products<Products, true, T, Number>
+                                    : activate_products<Products, false, T, Number>;
+              run(rows_now, size, some_rows, weights, columns, width, to);
               continue;
             }
             const auto activate = [=](int64_t row, const float* sums) {

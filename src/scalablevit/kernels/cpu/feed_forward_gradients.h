@@ -108,7 +108,9 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
 template <typename Products, typename Number>
 __attribute__((noinline)) void add_turned_products(const Number* left, int64_t size, int64_t rows, const Number* right,
                                                    int columns, int64_t length, AddToRows add) {
-  const auto ask = [=](int64_t row, int some) { fetch_rows_to_write(add.out + row * add.stride, add.stride, some); };
+  const auto ask = [=](int64_t row, int some) {
+    fetch_to_write(add.out + row * add.stride, some * (int)(add.stride * sizeof(float)));
+  };
   multiply_many_rows<Products, true>(left, size, rows, right, columns, length, add, true, ask);
 }
 
@@ -201,7 +203,10 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
           differentiate_products<Products, false>((const Number*)grads, size, weights, width, group);
         float *of_weight1 = all_sums + g * 2 * of_sums, *of_weight2 = of_weight1 + of_sums;
         float* of_bias1 = a.of_bias1 + g * kGroup;
-        if (start == 0) std::memset(of_weight1, 0, 2 * of_sums * sizeof(float)), std::memset(of_bias1, 0, columns * sizeof(float));
+        if (start == 0) {
+          std::memset(of_weight1, 0, 2 * of_sums * sizeof(float));
+          std::memset(of_bias1, 0, columns * sizeof(float));
+        }
         for (int i = 0; i < columns; ++i) of_bias1[i] += of_bias[i];
         add_turned_products<Products>((const Number*)turned_reads, count_size, width, (const Number*)right_changes, columns,
                                       count, {of_weight1, kGroup});

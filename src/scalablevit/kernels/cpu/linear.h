@@ -80,8 +80,7 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
         for (int v = 0; bias && v * kLanes < wide; ++v) of_bias[v] = load_some(bias + column + v * kLanes, wide - v * kLanes);
         const T* kept = residual ? residual + offset : nullptr;
         const Number *rows_now = left + row * (size / kGroup), *weights = right + g * right_size;
-        fetch_rows_to_write(target, stride, some_rows);  // while they are multiplied
-        if (kept) fetch_rows(kept, stride, some_rows);
+        ask_for_rows<Products>(target, kept, stride, some_rows);
         Products::multiply_rows(rows_now, size, some_rows, weights, wide, width, [&](int64_t i, const float* sums) {
           for_each_column(wide, [&](int j, int some_columns) {
             Vector sum = load(sums + j) + of_bias[j / kLanes];
@@ -132,7 +131,7 @@ void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t 
             const int some_columns = at_most(kGroup, wide, g * kGroup);
             Out* target = out + (start + row) * out_stride + first + g * kGroup;
             const Number *rows_now = left + row * (now_size / kGroup), *columns_now = right + g * right_size;
-            fetch_rows_to_write(target, out_stride, some_rows);
+            ask_for_rows<Products>(target, (const Out*)nullptr, out_stride, some_rows);
             Products::multiply_rows(rows_now, now_size, some_rows, columns_now, some_columns, now,
                                     [&](int64_t i, const float* sums) {
                                       for_each_column(some_columns, [&](int j, int some) {

@@ -129,6 +129,16 @@ inline Division divide(int64_t rows, int threads, int64_t most) {
   return {part, unit > 1 ? (int)Products::kBlockRows : (int)divided_up(part, divided_up(part, Products::kBlockRows))};
 }
 
+// Asks for what is written and read behind the products of a block of rows, where that is a few rows: of tiles it would push
+// out of the first cache what is multiplied.
+template <typename Products, typename T>
+inline void ask_for_rows(const T* to, const T* kept, int64_t stride, int rows) {
+  if constexpr (!Products::kAnyRows) {
+    fetch_rows_to_write(to, stride, rows);
+    if (kept) fetch_rows(kept, stride, rows);
+  }
+}
+
 struct AskForNothing {
   void operator()(int64_t, int) const {}
 };
