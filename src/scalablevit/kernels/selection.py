@@ -203,8 +203,8 @@ def feed_forward_gradients_kernel(x: Tensor, *parameters: Tensor | None, hidden:
     packs of the weights counts, and their gradients, which it goes through once for some hundred rows. On vectors it is
     slower than PyTorch in bfloat16, and with short ones (docs/log.md).
     """
-    if hidden < 64 * torch.get_num_threads():
-        return None
+    if hidden < 64 * torch.get_num_threads() or x.shape[1] < 2:
+        return None  # of one channel rows lie as if they were turned
     if not _has_tiles() and (x.dtype != torch.float32 or not _has_wide_vectors()):
         return None
     if choices["native"] is not True and x.shape[0] < 2 * x.shape[1]:

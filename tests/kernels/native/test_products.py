@@ -1,5 +1,6 @@
 """Products of matrices on vectors and tiles, of the processor and emulated in plain loops, against float64."""
 
+import copy
 import ctypes
 import subprocess
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scalablevit.feed_forward import FeedForward
+from scalablevit.kernels import use_native
 from scalablevit.kernels.cpu import attention, compilation, products
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
+from scalablevit.layers import PreNormResidual
 
 # Sides around those of a tile (16, 32) and of what is packed at once, which nothing divides.
 SHAPES = [
@@ -156,6 +160,17 @@ def test_the_gradients_of_a_feed_forward(library, types, shape, is_kept, probabi
         assert one.dtype == (types[0] if one is found[0] else torch.float32)
         unit = 2e-6 if types[0] == torch.float32 else 2**-7
         assert float((one - other).norm()) <= unit * float(other.norm())
+
+
+def test_the_gradients_of_a_feed_forward_of_one_channel():
+    """Whose numbers lie side by side either way."""
+    block = PreNormResidual(torch.nn.LayerNorm(1), FeedForward(1, expansion_factor=256))
+    exact, x = copy.deepcopy(block).double(), torch.randn(2, 8, 8, 1)
+    with use_native(True):
+        found = torch.autograd.grad(block(x).square().sum(), list(block.parameters()))
+    expected = torch.autograd.grad(exact(x.double()).square().sum(), list(exact.parameters()))
+    for one, other in zip(found, expected, strict=True):
+        assert float((one - other).norm()) <= 1e-5 * max(float(other.norm()), 1.0)
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
