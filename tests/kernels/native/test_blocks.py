@@ -176,6 +176,16 @@ def test_gradients_in_bfloat16_are_as_near_as_those_of_the_layers(block, calls, 
         assert float((found - exact).norm()) <= 1.2 * float((usual - exact).norm()) + 1e-2 * float(exact.norm())
 
 
+def test_gradients_of_depthwise_weights_are_not_rounded_under_autocast(block, calls):
+    x = torch.randn(2, 14, 9, 40).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, *found = gradients_of(block, x)
+    assert calls[0] == name_of(block)
+    for (name, _), grad in zip(block.named_parameters(), found, strict=True):
+        if name in ("branch.lim.weight", "branch.keys_values.reduce.weight"):
+            assert not torch.equal(grad, grad.bfloat16().float()), name
+
+
 def test_gradients_where_kernels_are_switched_off_in_between(block, calls):
     x = torch.randn(2, 14, 9, 40).requires_grad_()
     expected = gradients_of(block, x)
