@@ -39,14 +39,15 @@ __attribute__((noinline)) void activate_products(const Number* left, int64_t siz
   });
 }
 
-// Adds the sums of a row to that of rows `stride` apart.
+// Adds the sums of a row to that of rows `stride` apart, or puts them there.
 struct AddToRows {
   float* out;
   int64_t stride;
+  bool adds = true;
 
   void operator()(int64_t row, const float* sums) const {
     float* p = out + row * stride;
-    for (int j = 0; j < kGroup; j += kLanes) store(p + j, load(p + j) + load(sums + j));
+    for (int j = 0; j < kGroup; j += kLanes) store(p + j, adds ? load(p + j) + load(sums + j) : load(sums + j));
   }
 };
 

@@ -24,12 +24,14 @@ struct FeedForwardGradients {
   int64_t rows, width, hidden;                // none of them 0
 };
 
-// Rows at once: with few channels, and with numbers that take fewer bytes, more.
+// Rows at once: with numbers that take fewer bytes more, as all that is packed of them is to stay in the second cache; on
+// vectors more with few channels, too.
 template <typename Products>
 inline int64_t rows_at_once(int64_t rows, int64_t width) {
   constexpr int64_t step = kGroup * kStep / sizeof(typename Products::Number);  // that one byte for each number takes
-  const int64_t fewest = Products::right_size(kStep) > 4 * step ? 256 : 512;
-  const int64_t most = std::min<int64_t>(1024, std::max<int64_t>(fewest, fewest * 256 / width));
+  constexpr bool are_in_parts = Products::right_size(kStep) > 4 * step;
+  constexpr int64_t fewest = are_in_parts ? 256 : 512;
+  const int64_t most = are_in_parts ? fewest : std::min<int64_t>(1024, std::max<int64_t>(fewest, fewest * 256 / width));
   return groups_of(divided_up(rows, divided_up(rows, most))) * kGroup;
 }
 
@@ -54,7 +56,6 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
   constexpr int kWide = kGroup / kLanes;
   const int last = to.rows - 1;
   const GeluAndSlope<T> gelu_and_slope;
-  // What one row, whose sums are given, adds to vectors of two rows.
   const auto differentiate = [=](int64_t row, const float* sums, Vector* changes, Vector* activated) {
     const RowKeys keys = to.dropout.keys(to.first_row + row);
     for (int v = 0; v < kWide; ++v) {
@@ -73,9 +74,6 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
       }
       store(to.of_bias + place, load(to.of_bias + place) + changes[v]);
     }
-    Vector packed[kWide];
-    for (int v = 0; v < kWide; ++v) packed[v] = changes[v];
-    Products::set(to.changes, to.size, row, to.step, packed);
   };
   // Rows are a page apart, as a rule, where no processor guesses that they are wanted.
   const auto ask = [=](int64_t row, int rows) {
@@ -83,18 +81,16 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
     if constexpr (!Products::kAnyRows)
       for (int i = 0; i < rows; ++i) Products::fetch_to_set(to.changes, to.size, row + i, to.step);
   };
+  if constexpr (Products::kAnyRows) ask(0, std::min(kGroup, to.rows));
   multiply_many_rows<Products, true>(left, size, to.rows, right, to.columns, length, [=](int64_t row, const float* sums) {
+    if constexpr (Products::kAnyRows)
+      if (row + kGroup < to.rows) ask(row + kGroup, 1);
+    if (row % 2 == 0 && row != last) return;  // in pairs, as right sides are packed
     Vector changes[2][kWide] = {}, activated[2][kWide] = {};
-    if (row % 2) {  // in pairs, as right sides are packed
-      differentiate(row - 1, sums - kGroup, changes[0], activated[0]);
-      differentiate(row, sums, changes[1], activated[1]);
-    } else if (row == last) {
-      differentiate(row, sums, changes[0], activated[0]);
-    } else {
-      return;
-    }
     const int64_t first = row - row % 2;
-    Products::set_right(to.right_changes, first, changes[0], changes[1]);
+    for (int64_t i = first; i <= row; ++i)
+      differentiate(i, sums + (i - row) * kGroup, changes[i - first], activated[i - first]);
+    Products::set_both(to.changes, to.size, first, to.step, to.right_changes, changes[0], changes[1]);
     Products::set_right(to.right_activated, first, activated[0], activated[1]);
   }, false, ask);
   for (int64_t row = (to.rows + 1) / 2 * 2; row < steps_of(to.rows) * kStep; row += 2) {  // what no row fills is multiplied
@@ -203,15 +199,13 @@ void differentiate_feed_forward(const FeedForwardGradients& a, Dropout dropout, 
           differentiate_products<Products, false>((const Number*)grads, size, weights, width, group);
         float *of_weight1 = all_sums + g * 2 * of_sums, *of_weight2 = of_weight1 + of_sums;
         float* of_bias1 = a.of_bias1 + g * kGroup;
-        if (start == 0) {
-          std::memset(of_weight1, 0, 2 * of_sums * sizeof(float));
-          std::memset(of_bias1, 0, columns * sizeof(float));
-        }
+        const bool adds = start > 0;
+        if (!adds) std::memset(of_bias1, 0, columns * sizeof(float));
         for (int i = 0; i < columns; ++i) of_bias1[i] += of_bias[i];
         add_turned_products<Products>((const Number*)turned_reads, count_size, width, (const Number*)right_changes, columns,
-                                      count, {of_weight1, kGroup});
+                                      count, {of_weight1, kGroup, adds});
         add_turned_products<Products>((const Number*)turned_grads, count_size, width, (const Number*)right_activated, columns,
-                                      count, {of_weight2, kGroup});
+                                      count, {of_weight2, kGroup, adds});
         if (start + some < rows) continue;
         turn_matrix(of_weight1, kGroup, a.of_weight1 + g * kGroup * width, width, width, columns);
         for (int64_t c = 0; c < width; ++c)

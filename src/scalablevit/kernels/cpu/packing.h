@@ -15,6 +15,7 @@
 //   pack_left, pack_right           pack lines of the left side, and a group of the right one
 //   set                             puts kStep numbers into a row of a packed group of the left side
 //   set_right                       puts two numbers of each column into a packed group of the right side
+//   set_both                        puts two rows into both: one after the other into the left side, in pairs into the right
 //   multiply_rows                   multiplies packed rows with a packed group of columns; `turned` is 0, or, if rows of the
 //                                   left side did not have their numbers side by side, how many were packed as a block
 //   multiply_rows_beside            likewise, for where there is much to do with the sums
@@ -63,8 +64,8 @@ struct Scratch {
 // A part of `count`, from `start` on, of no more than `most`.
 inline int at_most(int64_t most, int64_t count, int64_t start) { return (int)std::min(most, count - start); }
 
-inline int64_t groups_of(int64_t count) { return (count + kGroup - 1) / kGroup; }
-inline int64_t steps_of(int64_t length) { return (length + kStep - 1) / kStep; }
+constexpr int64_t groups_of(int64_t count) { return (count + kGroup - 1) / kGroup; }
+constexpr int64_t steps_of(int64_t length) { return (length + kStep - 1) / kStep; }
 
 // `for_each_vector` for the columns of a group, nearly always kGroup: then nothing is asked in the loop.
 template <typename Body>

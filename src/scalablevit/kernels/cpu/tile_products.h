@@ -21,26 +21,74 @@ namespace scalablevit {
 // A row of a packed group, at its first step and part.
 inline BFloat16* row_of_group(BFloat16* group, unsigned row) { return group + row / kTile * kTileSize + row % kTile * kStep; }
 
+// The parts of a vector of numbers, the largest first: bfloat16 that is exact in float32, but for numbers that tiles take for 0.
+template <int kParts>
+struct Parts {
+  Vector of[kParts];
+
+  Parts() = default;
+  explicit Parts(Vector x) {
+    for (int part = 0; part < kParts; ++part) {
+      // The last of three has no more bits than it may have. What is no number is seen in the first.
+      of[part] = part == 2 ? x : rounded(x, part == 0);
+      x -= of[part];
+    }
+  }
+
+ private:
+  // To 8 bits, halves away from zero, in two operations: the processor's own instruction takes four to be float32 again.
+  static Vector rounded(Vector x, bool may_be_none) {
+    const Vector found = (Vector)(((Integers)x + 0x8000) & (int32_t)0xffff0000);
+    return may_be_none ? (x == x ? found : x) : found;
+  }
+};
+
 // kStep numbers, as so many parts, each a row of a tile; parts lie `apart`.
 template <int kParts>
-inline void cut(Vector* numbers, BFloat16* target, int64_t apart) {
-  for (int part = 0; part < kParts; ++part)
-    for (int v = 0; v < kStep / kLanes; ++v) {
-      BFloat16* p = target + part * apart + v * kLanes;
-      store(p, numbers[v]);
-      if (part + 1 < kParts) numbers[v] -= load(p);
+inline void store_parts(const Parts<kParts>* numbers, BFloat16* target, int64_t apart) {
+  for (int part = 0; part < kParts; ++part) {
+    if constexpr (kLanes == kTile) {
+      const Vector both = upper_halves(numbers[0].of[part], numbers[1].of[part]);
+      std::memcpy(target + part * apart, &both, sizeof both);
+    } else {
+      for (int v = 0; v < kStep / kLanes; ++v) store(target + part * apart + v * kLanes, numbers[v].of[part]);
     }
+  }
+}
+
+template <int kParts>
+inline void cut(const Vector* numbers, BFloat16* target, int64_t apart) {
+  if constexpr (kParts == 1) {
+    for (int v = 0; v < kStep / kLanes; ++v) store(target + v * kLanes, numbers[v]);
+  } else {
+    Parts<kParts> parts[kStep / kLanes];
+    for (int v = 0; v < kStep / kLanes; ++v) parts[v] = Parts<kParts>(numbers[v]);
+    store_parts(parts, target, apart);
+  }
 }
 
 // kTile pairs of numbers, of each its first and its second, as so many parts of a row of a tile of `right`.
 template <int kParts>
-inline void cut_pairs(Vector* first, Vector* second, BFloat16* target, int64_t apart) {
+inline void store_pairs(const Parts<kParts>* first, const Parts<kParts>* second, BFloat16* target, int64_t apart) {
   for (int part = 0; part < kParts; ++part)
     for (int v = 0; v < kTile / kLanes; ++v) {
-      const Vector low = nearest(first[v]), high = nearest(second[v]), pairs = pairs_of(low, high);
+      const Vector pairs = pairs_of(first[v].of[part], second[v].of[part]);
       std::memcpy(target + part * apart + 2 * v * kLanes, &pairs, sizeof pairs);
-      first[v] -= low, second[v] -= high;
     }
+}
+
+template <int kParts>
+inline void cut_pairs(const Vector* first, const Vector* second, BFloat16* target, int64_t apart) {
+  Parts<kParts> low[kTile / kLanes], high[kTile / kLanes];
+  for (int v = 0; v < kTile / kLanes; ++v) {
+    if constexpr (kParts == 1) {
+      const Vector pairs = pairs_nearest(first[v], second[v]);
+      std::memcpy(target + 2 * v * kLanes, &pairs, sizeof pairs);
+    } else {
+      low[v] = Parts<kParts>(first[v]), high[v] = Parts<kParts>(second[v]);
+    }
+  }
+  if constexpr (kParts > 1) store_pairs(low, high, target, apart);
 }
 
 // A tile of pairs, turned: its rows become columns.
@@ -185,8 +233,8 @@ struct TileProducts {
   using Number = BFloat16;
   using Session = Tiles;
 
-  static int64_t left_size(int64_t length) { return steps_of(length) * kParts * 2 * kTileSize; }
-  static int64_t right_size(int64_t length) { return left_size(length); }
+  static constexpr int64_t left_size(int64_t length) { return steps_of(length) * kParts * 2 * kTileSize; }
+  static constexpr int64_t right_size(int64_t length) { return left_size(length); }
 
   template <typename From>
   static void pack_left(Side<From> side, int64_t line, int lines, int64_t number, int64_t length, BFloat16* target,
@@ -201,17 +249,36 @@ struct TileProducts {
   }
 
   // `numbers` are kStep, at `step` of a row of packed groups of so many numbers.
-  static void set(BFloat16* left, int64_t size, int64_t row, int64_t step, Vector* numbers) {
+  static void set(BFloat16* left, int64_t size, int64_t row, int64_t step, const Vector* numbers) {
     BFloat16* group = left + (unsigned)row / kGroup * size + step * left_size(kStep);
     cut<kParts>(numbers, row_of_group(group, (unsigned)row % kGroup), 2 * kTileSize);
   }
 
   // `first` and `second` are numbers `k`, which is even, and k + 1 of the columns of a packed group, (kGroup) each.
-  static void set_right(BFloat16* right, int64_t k, Vector* first, Vector* second) {
+  static void set_right(BFloat16* right, int64_t k, const Vector* first, const Vector* second) {
     BFloat16* target = right + k / kStep * right_size(kStep) + k % kStep / 2 * kStep;
     for (int half = 0; half < 2; ++half) {
       const int at = half * (kTile / kLanes);
       cut_pairs<kParts>(first + at, second + at, target + half * kTileSize, 2 * kTileSize);
+    }
+  }
+
+  // `set` for rows `row`, which is even, and row + 1, and `set_right` for the same numbers.
+  static void set_both(BFloat16* left, int64_t size, int64_t row, int64_t step, BFloat16* right, const Vector* first,
+                       const Vector* second) {
+    if constexpr (kParts == 1) {
+      set(left, size, row, step, first), set(left, size, row + 1, step, second);
+      set_right(right, row, first, second);
+    } else {
+      constexpr int wide = kStep / kLanes, half = wide / 2;
+      Parts<kParts> parts[2][wide];
+      for (int v = 0; v < wide; ++v) parts[0][v] = Parts<kParts>(first[v]), parts[1][v] = Parts<kParts>(second[v]);
+      BFloat16* group = left + (unsigned)row / kGroup * size + step * left_size(kStep);
+      for (int i = 0; i < 2; ++i)
+        store_parts(parts[i], row_of_group(group, (unsigned)row % kGroup + i), 2 * kTileSize);
+      BFloat16* target = right + row / kStep * right_size(kStep) + row % kStep / 2 * kStep;
+      store_pairs(parts[0], parts[1], target, 2 * kTileSize);
+      store_pairs(parts[0] + half, parts[1] + half, target + kTileSize, 2 * kTileSize);
     }
   }
 

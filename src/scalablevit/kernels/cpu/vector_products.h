@@ -32,9 +32,9 @@ struct VectorProducts {
   using Number = float;
   struct Session {};
 
-  static int64_t padded_words_of(int64_t length) { return steps_of(length) * kStep / kNumbers; }
-  static int64_t left_size(int64_t length) { return kGroup * (padded_words_of(length) + kBetweenRows); }
-  static int64_t right_size(int64_t length) { return kGroup * padded_words_of(length); }
+  static constexpr int64_t padded_words_of(int64_t length) { return steps_of(length) * kStep / kNumbers; }
+  static constexpr int64_t left_size(int64_t length) { return kGroup * (padded_words_of(length) + kBetweenRows); }
+  static constexpr int64_t right_size(int64_t length) { return kGroup * padded_words_of(length); }
 
   // Where lines lie side by side they stay so, in blocks of so many: all lines are read number by number, as they lie in
   // memory, and nothing is transposed.
@@ -102,6 +102,13 @@ struct VectorProducts {
         store(target + v * kLanes, pairs_nearest(first[v], second[v]));
       }
     }
+  }
+
+  // `set` for rows `row`, which is even, and row + 1, and `set_right` for the same numbers.
+  static void set_both(float* left, int64_t size, int64_t row, int64_t step, float* right, const Vector* first,
+                       const Vector* second) {
+    set(left, size, row, step, first), set(left, size, row + 1, step, second);
+    set_right(right, row, first, second);
   }
 
   // The products of `rows` packed rows, in groups of `size` words, with a packed group of `columns` columns.

@@ -42,11 +42,24 @@ inline Vector nearest(Vector x) {
   return load(halves);
 }
 
-// Pairs of numbers of bfloat16, which `first` and `second` are exactly.
+// Pairs of numbers of bfloat16, which the upper halves of `first` and `second` are.
 inline Vector pairs_of(Vector first, Vector second) {
   typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-  return (Vector)(((Bits)first >> 16) | (Bits)second);
+#if defined(__AVX512BW__) && !defined(SCALABLEVIT_FOUR_LANES)
+  return (Vector)_mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)((Bits)first >> 16), (__m512i)second);
+#else
+  return (Vector)(((Bits)first >> 16) | ((Bits)second & 0xffff0000));
+#endif
 }
+
+#if defined(__AVX512BW__) && !defined(SCALABLEVIT_FOUR_LANES)
+// The upper halves of one, then those of the other.
+inline Vector upper_halves(Vector first, Vector second) {
+  alignas(64) static constexpr uint16_t odd[] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                 33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  return (Vector)_mm512_permutex2var_epi16((__m512i)first, _mm512_load_si512(odd), (__m512i)second);
+}
+#endif
 
 // Pairs of what is nearest to these numbers in bfloat16.
 inline Vector pairs_nearest(Vector first, Vector second) {
