@@ -25,8 +25,9 @@ MAX_NATIVE_LIST = {torch.float32: 2**16, torch.bfloat16: MAX_NATIVE_KEYS}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
-# Rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles.
-_FEWEST_LINES = 128
+# Rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles, and of one with so
+# long sums that threads take parts of those.
+_FEWEST_LINES, _FEWEST_LINES_OF_LONG, _LONG = 96, 64, 1024
 # Rows of a product in float32 that are worth packing the other side for vectors.
 _FEWEST_ROWS = 256
 
@@ -189,7 +190,8 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
     if choices["native"] is not True:
         is_float32 = left.dtype == torch.float32
         if _has_tiles():
-            if min(left.shape[0], right.shape[1]) < _FEWEST_LINES if is_float32 else not in_float32:
+            fewest = _FEWEST_LINES_OF_LONG if left.shape[1] >= _LONG else _FEWEST_LINES
+            if min(left.shape[0], right.shape[1]) < fewest if is_float32 else not in_float32:
                 return None
         elif is_float32 != _has_wide_vectors() or (is_float32 and left.shape[0] < _FEWEST_ROWS):
             return None

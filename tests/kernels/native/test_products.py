@@ -216,11 +216,19 @@ def test_any_product(library, shape, dtype, turned, often):
     assert error_of(total, expected) <= 3 * often
 
 
-def test_long_sums_are_made_in_parts():
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [800, 2500, 8000])  # in two parts, in six, and in sixteen
+def test_long_sums_are_made_in_parts(length, dtype, turned):
     torch.manual_seed(2)
-    left, right = torch.randn(17, 2500), torch.randn(2500, 40)
-    error = error_of(products.multiply(left, right), left.double() @ right.double())
-    assert error <= max(4, 2 * error_of(left @ right, left.double() @ right.double()))
+    left = torch.randn((length, 17) if turned[0] else (17, length)).to(dtype)
+    right = torch.randn((40, length) if turned[1] else (length, 40)).to(dtype)
+    left, right = left.t() if turned[0] else left, right.t() if turned[1] else right
+    expected = left.double() @ right.double()
+    most = max(4.0, 2 * error_of(left.float() @ right.float(), expected))
+    total = torch.full((17, 43), torch.nan)[:, :40]  # rows further apart
+    assert error_of(products.multiply(left, right, total), expected) <= most
+    assert error_of(products.multiply(left, right, total, adds=True), 2 * expected) <= most
 
 
 def test_float32_is_as_right_as_sums_one_by_one_over_its_whole_range():
@@ -237,13 +245,27 @@ def test_float32_is_as_right_as_sums_one_by_one_over_its_whole_range():
 
 
 def test_what_is_no_number_stays_none():
-    left, right = torch.ones(3, 40), torch.ones(40, 5)
+    left, right = torch.ones(6, 40), torch.ones(40, 5)
     left[1, 7] = torch.nan
     left[2, 3] = torch.inf
-    found = products.multiply(left, right)
-    assert found[0].isfinite().all()
-    assert found[1].isnan().all()
-    assert not found[2].isfinite().any()
+    # What is none has all sorts of bits, some of which rounding would carry over into the sign.
+    for row, bits in ((3, 0x7FFFFFFF), (4, -1), (5, 0x7F800001)):
+        left.view(torch.int32)[row, 5] = bits
+    for one in (left, left.t().contiguous().t()):
+        found = products.multiply(one, right)
+        assert found[0].isfinite().all()
+        assert found[[1, 3, 4, 5]].isnan().all()
+        assert not found[2].isfinite().any()
+        assert torch.equal(products.multiply(right.t(), one.t()).isfinite(), found.t().isfinite())
+
+
+def test_numbers_whose_parts_are_too_small_to_be_any():
+    torch.manual_seed(4)
+    left, right = torch.randn(20, 64), torch.randn(64, 33)
+    left[:, ::3] *= 1e-36  # the third parts of which are below the smallest number that is no denormal
+    left[:, 1::3] *= 1e-40
+    for one, other in ((left, right), (left.t().contiguous().t(), right), (right.t(), left.t())):
+        assert error_of(products.multiply(one, other), one.double() @ other.double()) <= 6
 
 
 def test_nothing_times_something():
@@ -260,9 +282,9 @@ def test_no_columns():
 
 def test_threads_give_the_same_bits():
     x, weight = torch.randn(200, 64), torch.randn(96, 64)
-    rows, grad, layers = torch.randn(700, 40), torch.randn(700, 40), (torch.randn(160, 40), torch.randn(160))
+    rows, grad, layers = torch.randn(900, 40), torch.randn(900, 40), (torch.randn(160, 40), torch.randn(160))
     layers = *layers, torch.randn(40, 160)
-    kept, out = torch.empty(700, 160), torch.empty(700, 40)
+    kept, out = torch.empty(900, 160), torch.empty(900, 40)
     threads = torch.get_num_threads()
     try:
         found = []
@@ -270,7 +292,8 @@ def test_threads_give_the_same_bits():
             torch.set_num_threads(count)
             products.feed_forward(rows, None, (*layers, torch.ones(40)), out, residual=True, kept=kept)
             gradients = products.differentiate_feed_forward(grad, rows, layers, kept=kept, dropout=NO_DROPOUT)
-            found.append([products.linear(x, weight, None)[0], out.clone(), kept.clone(), *gradients])
+            long = products.multiply(grad.t(), rows, torch.empty(40, 40))
+            found.append([products.linear(x, weight, None)[0], out.clone(), kept.clone(), *gradients, long])
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:

@@ -94,6 +94,72 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
   }
 }
 
+// Parts of a long sum for a small result, such as the gradient of a weight, which threads make one by one: as many as its sizes
+// say, and added up in order, so that the result does not depend on how many threads there are. 1 where other ways are better.
+inline int64_t parts_of_sum(int64_t rows, int64_t columns, int64_t length) {
+  constexpr int64_t shortest = 384, most = 16;
+  return length < 2 * std::max(rows, columns) ? 1 : std::clamp<int64_t>(length / shortest, 1, most);
+}
+
+// `multiply_matrices` for a sum in so many parts.
+template <typename Products, typename T, typename W>
+void multiply_in_parts(Side<T> left_side, Side<W> right_side, float* out, int64_t out_stride, int64_t rows, int64_t columns,
+                       int64_t length, bool adds, int64_t parts, int threads) {
+  using Number = typename Products::Number;
+  constexpr int64_t near = (int64_t)3 << 18;  // bytes of both sides that stay in the second cache, beside the sums
+  constexpr int64_t step = Products::right_size(kStep) * sizeof(Number) / kGroup;  // bytes of a line
+  static thread_local Scratch of_sums;
+  const int64_t part = steps_of(divided_up(length, parts)) * kStep, groups = groups_of(columns), stride = groups * kGroup;
+  const int64_t longest = std::min(part, Products::kLongest);
+  const int64_t at_once = std::clamp(near / (step * (rows + columns)) * kStep, (int64_t)kStep, longest);
+  float* sums = of_sums.take<float>((parts - 1) * rows * stride);
+  const int block = (int)std::min<int64_t>(Products::kBlockRows, rows);
+#pragma omp parallel num_threads(threads)
+  {
+    static thread_local Scratch scratch;
+    const typename Products::Session session;
+    const int64_t of_left = groups_of(rows + Products::kSpareRows) * Products::left_size(at_once);
+    Number* left = scratch.take<Number>(of_left + groups * Products::right_size(at_once));
+    Number* right = left + of_left;
+#pragma omp for schedule(dynamic)
+    for (int64_t start = 0; start < length; start += part) {
+      const int64_t end = std::min(start + part, length), number = start / part;
+      float* target = start == 0 ? out : sums + (number - 1) * rows * stride;
+      const int64_t target_stride = start == 0 ? out_stride : stride;
+      for (int64_t k = start; k < end; k += at_once) {
+        const int64_t now = std::min(at_once, end - k);
+        const int64_t size = Products::left_size(now), right_size = Products::right_size(now);
+        const bool puts = k == start && (start > 0 || !adds);
+        Products::pack_left(left_side, 0, (int)rows, k, now, left, block);
+        for (int64_t g = 0; g < groups; ++g)
+          Products::pack_right(right_side, g * kGroup, at_most(kGroup, columns, g * kGroup), k, now, right + g * right_size);
+        for_each_block<Products>(rows, block, groups, right_size, [&](int64_t row, int some_rows, int64_t g) {
+          const int some_columns = at_most(kGroup, columns, g * kGroup);
+          float* p = target + row * target_stride + g * kGroup;
+          ask_for_rows<Products>(p, (const float*)nullptr, target_stride, some_rows);
+          Products::multiply_rows(
+              left + row * (size / kGroup), size, some_rows, right + g * right_size, some_columns, now,
+              [=](int64_t i, const float* found) {
+                for_each_column(some_columns, [&](int j, int some) {
+                  float* q = p + i * target_stride + j;
+                  store_some(q, puts ? load(found + j) : load(found + j) + load_some(q, some), some);
+                });
+              },
+              left_side.number_stride != 1 ? block : 0);
+        });
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; ++row)
+      for_each_vector((int)columns, [&](int j, int some) {
+        float* p = out + row * out_stride + j;
+        Vector total = load_some(p, some);
+        for (int64_t i = 1; i * part < length; ++i) total += load(sums + ((i - 1) * rows + row) * stride + j);
+        store_some(p, total, some);
+      });
+  }
+}
+
 // out = left @ right, or that added to it: (rows, columns), rows `out_stride` apart; sums over `length`. In
 // float32 sums of more than Products::kLongest are made in parts.
 template <typename Products, typename T, typename W, typename Out>
@@ -101,6 +167,11 @@ void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t 
                        int64_t length, bool adds, int threads) {
   using Number = typename Products::Number;
   constexpr bool in_parts = sizeof(Out) == sizeof(float);
+  if constexpr (in_parts) {
+    const int64_t parts = parts_of_sum(rows, columns, length);
+    if (parts > 1)
+      return multiply_in_parts<Products>(left_side, right_side, out, out_stride, rows, columns, length, adds, parts, threads);
+  }
   static thread_local Scratch of_right;
   const int64_t longest = in_parts ? std::min(length, Products::kLongest) : length;
   const int64_t size = Products::left_size(longest), right_size = Products::right_size(longest);

@@ -196,7 +196,7 @@ struct Gelu<BFloat16> {
 // infinite or no number; what is activated is that still, and with it the gradient of the next weight.
 template <typename T>
 struct GeluAndSlope {
-  inline __attribute__((always_inline)) void operator()(Vector x, Vector* gelu, Vector* slope) const {
+  SCALABLEVIT_INLINED void operator()(Vector x, Vector* gelu, Vector* slope) const {
     const Vector a = smaller(absolute(x), broadcast(kFarOut)), tail = normal_tail(a);
     const Vector density = power_of_two(x * x * -0.72134752044448170f) * 0.3989422804014327f;
     *gelu = gelu_from_tail(x, a, tail), *slope = (x < 0.0f ? tail : 1.0f - tail) + x * density;
@@ -218,7 +218,7 @@ inline const Pieces<3> short_slopes([](double position) { return slope_below(Sho
 
 template <>
 struct GeluAndSlope<float> {
-  inline __attribute__((always_inline)) void operator()(Vector x, Vector* gelu, Vector* slope) const {
+  SCALABLEVIT_INLINED void operator()(Vector x, Vector* gelu, Vector* slope) const {
     const Vector a = smaller(absolute(x), broadcast(kFarOut));
     const __m512 position = Tail::position_of(a);
     const Vector inside = (Vector)_mm512_reduce_ps(position, 0b0011);
@@ -230,7 +230,7 @@ struct GeluAndSlope<float> {
 // Below -6 the one is 0 to 1e-8, and so is the other to 4e-8.
 template <>
 struct GeluAndSlope<BFloat16> {
-  inline __attribute__((always_inline)) void operator()(Vector x, Vector* gelu, Vector* slope) const {
+  SCALABLEVIT_INLINED void operator()(Vector x, Vector* gelu, Vector* slope) const {
     const __m512 a = ShortTail::distance_of(x), position = ShortTail::position_of((Vector)a);
     const Vector inside = (Vector)_mm512_reduce_ps(position, 0b0011);
     const Vector below = short_slopes(position, inside);

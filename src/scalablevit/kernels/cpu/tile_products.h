@@ -21,31 +21,28 @@ namespace scalablevit {
 // A row of a packed group, at its first step and part.
 inline BFloat16* row_of_group(BFloat16* group, unsigned row) { return group + row / kTile * kTileSize + row % kTile * kStep; }
 
-// The parts of a vector of numbers, the largest first: bfloat16 that is exact in float32, but for numbers that tiles take for 0.
+// The parts of a vector of numbers, the largest first, in the upper halves of the lanes. The last of three has no more bits
+// than it may have, and is not rounded: what is no number is none there.
 template <int kParts>
 struct Parts {
+  static_assert(kParts == 3);
   Vector of[kParts];
 
   Parts() = default;
   explicit Parts(Vector x) {
-    for (int part = 0; part < kParts; ++part) {
-      // The last of three has no more bits than it may have. What is no number is seen in the first.
-      of[part] = part == 2 ? x : rounded(x, part == 0);
-      x -= of[part];
-    }
+    of[0] = rounded(x);
+    of[1] = rounded(x - of[0]);
+    of[2] = (x - of[0]) - of[1];
   }
 
  private:
   // To 8 bits, halves away from zero, in two operations: the processor's own instruction takes four to be float32 again.
-  static Vector rounded(Vector x, bool may_be_none) {
-    const Vector found = (Vector)(((Integers)x + 0x8000) & (int32_t)0xffff0000);
-    return may_be_none ? (x == x ? found : x) : found;
-  }
+  static Vector rounded(Vector x) { return (Vector)(((Integers)x + 0x8000) & (int32_t)0xffff0000); }
 };
 
 // kStep numbers, as so many parts, each a row of a tile; parts lie `apart`.
 template <int kParts>
-inline void store_parts(const Parts<kParts>* numbers, BFloat16* target, int64_t apart) {
+SCALABLEVIT_INLINED void store_parts(const Parts<kParts>* numbers, BFloat16* target, int64_t apart) {
   for (int part = 0; part < kParts; ++part) {
     if constexpr (kLanes == kTile) {
       const Vector both = upper_halves(numbers[0].of[part], numbers[1].of[part]);
@@ -57,7 +54,7 @@ inline void store_parts(const Parts<kParts>* numbers, BFloat16* target, int64_t 
 }
 
 template <int kParts>
-inline void cut(const Vector* numbers, BFloat16* target, int64_t apart) {
+SCALABLEVIT_INLINED void cut(const Vector* numbers, BFloat16* target, int64_t apart) {
   if constexpr (kParts == 1) {
     for (int v = 0; v < kStep / kLanes; ++v) store(target + v * kLanes, numbers[v]);
   } else {
@@ -69,7 +66,8 @@ inline void cut(const Vector* numbers, BFloat16* target, int64_t apart) {
 
 // kTile pairs of numbers, of each its first and its second, as so many parts of a row of a tile of `right`.
 template <int kParts>
-inline void store_pairs(const Parts<kParts>* first, const Parts<kParts>* second, BFloat16* target, int64_t apart) {
+SCALABLEVIT_INLINED void store_pairs(const Parts<kParts>* first, const Parts<kParts>* second, BFloat16* target,
+                                     int64_t apart) {
   for (int part = 0; part < kParts; ++part)
     for (int v = 0; v < kTile / kLanes; ++v) {
       const Vector pairs = pairs_of(first[v].of[part], second[v].of[part]);
@@ -78,17 +76,18 @@ inline void store_pairs(const Parts<kParts>* first, const Parts<kParts>* second,
 }
 
 template <int kParts>
-inline void cut_pairs(const Vector* first, const Vector* second, BFloat16* target, int64_t apart) {
-  Parts<kParts> low[kTile / kLanes], high[kTile / kLanes];
-  for (int v = 0; v < kTile / kLanes; ++v) {
-    if constexpr (kParts == 1) {
+SCALABLEVIT_INLINED void cut_pairs(const Vector* first, const Vector* second, BFloat16* target, int64_t apart) {
+  constexpr int wide = kTile / kLanes;
+  if constexpr (kParts == 1) {
+    for (int v = 0; v < wide; ++v) {
       const Vector pairs = pairs_nearest(first[v], second[v]);
       std::memcpy(target + 2 * v * kLanes, &pairs, sizeof pairs);
-    } else {
-      low[v] = Parts<kParts>(first[v]), high[v] = Parts<kParts>(second[v]);
     }
+  } else {
+    Parts<kParts> low[wide], high[wide];
+    for (int v = 0; v < wide; ++v) low[v] = Parts<kParts>(first[v]), high[v] = Parts<kParts>(second[v]);
+    store_pairs(low, high, target, apart);
   }
-  if constexpr (kParts > 1) store_pairs(low, high, target, apart);
 }
 
 // A tile of pairs, turned: its rows become columns.
@@ -104,37 +103,58 @@ inline void turn(const BFloat16* from, BFloat16* to) {
   }
 }
 
+// kStep numbers of each of up to kTile lines, `stride` apart, as a tile for each part: lines are its rows.
+template <int kParts, typename T>
+__attribute__((noinline)) void pack_lines(const T* from, int64_t stride, int lines, int numbers, BFloat16* target,
+                                          int64_t apart) {
+  for (int i = 0; i < kTile; ++i, from += stride) {
+    if constexpr (kParts == 1 && sizeof(T) == sizeof(BFloat16)) {
+      copy_numbers(from, i < lines ? numbers : 0, target + i * kStep);
+      continue;
+    }
+    Vector some[kStep / kLanes] = {};
+    if (i < lines) for_each_column(numbers, [&](int j, int count) { some[j / kLanes] = load_some(from + j, count); });
+    cut<kParts>(some, target + i * kStep, apart);
+  }
+}
+
+// The same of lines that lie side by side, their numbers `stride` apart: pairs of numbers are its rows.
+template <int kParts, typename T>
+__attribute__((noinline)) void pack_numbers(const T* from, int64_t stride, int lines, int numbers, BFloat16* target,
+                                            int64_t apart) {
+  constexpr int wide = kTile / kLanes;
+  if (lines == kTile && numbers == kStep) {
+    for (int i = 0; i < kTile; ++i, from += 2 * stride) {
+      Vector first[wide], second[wide];
+      for (int v = 0; v < wide; ++v) first[v] = load(from + v * kLanes), second[v] = load(from + stride + v * kLanes);
+      cut_pairs<kParts>(first, second, target + i * kStep, apart);
+    }
+    return;
+  }
+  for (int i = 0; i < kStep; i += 2, from += 2 * stride) {
+    Vector first[wide] = {}, second[wide] = {};
+    for (int v = 0; v * kLanes < lines; ++v) {
+      if (i < numbers) first[v] = load_some(from + v * kLanes, lines - v * kLanes);
+      if (i + 1 < numbers) second[v] = load_some(from + stride + v * kLanes, lines - v * kLanes);
+    }
+    cut_pairs<kParts>(first, second, target + i / 2 * kStep, apart);
+  }
+}
+
 // Numbers of up to kTile lines from `line` on, kStep of each from `number` on, as a tile for each part.
 template <int kParts, bool kRight, typename T>
 inline void pack_tile(Side<T> side, int64_t line, int lines, int64_t number, int numbers, BFloat16* target) {
   constexpr int64_t apart = 2 * kTileSize;
   alignas(64) BFloat16 unturned[kParts * kTileSize];
-  const bool by_line = side.number_stride == 1;
-  BFloat16* made = by_line == kRight ? unturned : target;
-  const int64_t made_apart = by_line == kRight ? kTileSize : apart;
-  if (by_line) {
-    for (int i = 0; i < kTile; ++i) {
-      const T* from = side.at(line + i, number);
-      if constexpr (kParts == 1 && sizeof(T) == sizeof(BFloat16)) {
-        copy_numbers(from, i < lines ? numbers : 0, made + i * kStep);
-        continue;
-      }
-      Vector some[kStep / kLanes] = {};
-      if (i < lines)
-        for_each_column(numbers, [&](int j, int count) { some[j / kLanes] = load_some(from + j, count); });
-      cut<kParts>(some, made + i * kStep, made_apart);
-    }
-  } else {
-    for (int i = 0; i < kTile; ++i) {
-      Vector first[kTile / kLanes] = {}, second[kTile / kLanes] = {};
-      for (int v = 0; v * kLanes < lines; ++v) {
-        if (2 * i < numbers) first[v] = load_some(side.at(line + v * kLanes, number + 2 * i), lines - v * kLanes);
-        if (2 * i + 1 < numbers) second[v] = load_some(side.at(line + v * kLanes, number + 2 * i + 1), lines - v * kLanes);
-      }
-      cut_pairs<kParts>(first, second, made + i * kStep, made_apart);
-    }
-  }
-  if (by_line == kRight)
+  const bool by_line = side.number_stride == 1, turns = by_line == kRight;
+  BFloat16* made = turns ? unturned : target;
+  const int64_t made_apart = turns ? kTileSize : apart;
+  const T* from = side.at(line, number);
+  if (by_line)
+    pack_lines<kParts>(from, side.line_stride, lines, numbers, made, made_apart);
+  else
+    pack_numbers<kParts>(from, side.number_stride, lines, numbers, made, made_apart);
+  if (turns)
     for (int part = 0; part < kParts; ++part) turn(unturned + part * kTileSize, target + part * apart);
 }
 
@@ -180,8 +200,8 @@ struct Block {
 
   // `between` is called after each four products.
   template <int kParts, typename Between>
-  static inline __attribute__((always_inline)) void sum(const BFloat16* left, const BFloat16* right, int64_t steps, float* sums,
-                                                        Between between) {
+  static SCALABLEVIT_INLINED void sum(const BFloat16* left, const BFloat16* right, int64_t steps, float* sums,
+                                      Between between) {
     constexpr int64_t part = 2 * kTileSize;
     asm volatile("" ::: "memory");  // what is packed is in memory: compilers do not know that tiles read it
     clear();
@@ -204,8 +224,8 @@ struct Block {
 
 // The product of two packed groups, (kGroup, kGroup).
 template <int kParts, typename Between>
-inline __attribute__((always_inline)) void multiply_groups(const BFloat16* left, int rows, const BFloat16* right, int columns,
-                                                           int64_t steps, float* sums, Between between) {
+SCALABLEVIT_INLINED void multiply_groups(const BFloat16* left, int rows, const BFloat16* right, int columns, int64_t steps,
+                                         float* sums, Between between) {
   if (rows > kTile && columns > kTile)
     Block<true, true>::sum<kParts>(left, right, steps, sums, between);
   else if (rows > kTile)

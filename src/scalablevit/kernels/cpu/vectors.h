@@ -11,6 +11,9 @@
 #include <immintrin.h>
 #endif
 
+// Where a call would cost more than what is called: of what loops keep in registers it would leave nothing there.
+#define SCALABLEVIT_INLINED inline __attribute__((always_inline))
+
 namespace scalablevit {
 
 #if defined(__aarch64__) || defined(SCALABLEVIT_FOUR_LANES)  // the tests define it, on processors of another kind
