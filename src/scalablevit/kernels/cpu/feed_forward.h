@@ -103,7 +103,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
       const int64_t count = std::min(some, rows - start), now = groups_of(count);
       const T* from = x + start * width;
       for (int64_t r = 0; r < now; ++r)
-        pack_left_rows<Products>(read, start + r * kGroup, at_most(kGroup, count, r * kGroup), room, left + r * size);
+        read.template pack_left<Products>(start + r * kGroup, at_most(kGroup, count, r * kGroup), room, left + r * size);
       for (int64_t i = 0; i < count; ++i)
         for_each_vector(width, [&](int j, int some_columns) {
           Vector begin = load_some(bias2 + j, some_columns);

@@ -24,14 +24,11 @@ struct FeedForwardGradients {
   int64_t rows, width, hidden;                // none of them 0
 };
 
-// Rows at once: with numbers that take fewer bytes more, as all that is packed of them is to stay in the second cache; on
-// vectors more with few channels, too.
+// Rows at once: as many as leave all that is packed of them in the second cache, on vectors more with few channels.
 template <typename Products>
 inline int64_t rows_at_once(int64_t rows, int64_t width) {
-  constexpr int64_t step = kGroup * kStep / sizeof(typename Products::Number);  // that one byte for each number takes
-  constexpr bool are_in_parts = Products::right_size(kStep) > 4 * step;
-  constexpr int64_t fewest = are_in_parts ? 256 : 512;
-  const int64_t most = are_in_parts ? fewest : std::min<int64_t>(1024, std::max<int64_t>(fewest, fewest * 256 / width));
+  constexpr int64_t fewest = Products::kIsCut ? 256 : 512;
+  const int64_t most = Products::kIsCut ? fewest : std::min<int64_t>(1024, std::max<int64_t>(fewest, fewest * 256 / width));
   return groups_of(divided_up(rows, divided_up(rows, most))) * kGroup;
 }
 

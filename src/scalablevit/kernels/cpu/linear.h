@@ -29,13 +29,29 @@ struct NormedRows {
       normalise_row(from + (int64_t)i * width, weight, bias, room + (int64_t)i * width, width, eps);
     body(Side<float>{room, width, 1});
   }
-};
 
-// Up to kGroup rows as a packed group of a left side.
-template <typename Products, typename Rows>
-inline void pack_left_rows(const Rows& x, int64_t start, int rows, float* room, typename Products::Number* target) {
-  x.with_side(start, rows, room, [&](auto side) { Products::pack_left(side, 0, rows, 0, x.width, target); });
-}
+  // Up to kGroup rows as a packed group of a left side: what the norm gives is packed as it comes, where that is soon done.
+  template <typename Products>
+  void pack_left(int64_t start, int rows, float* room, typename Products::Number* target) const {
+    if (Products::kIsCut || !weight)
+      return with_side(start, rows, room, [&](auto side) { Products::pack_left(side, 0, rows, 0, width, target); });
+    const T* from = x + start * width;
+    const int64_t size = Products::left_size(width);
+    for (int i = 0; i < rows; ++i, from += width) {
+      const Normed<T> row(from, weight, bias, width, eps);
+      for (int step = 0; step < width / kStep; ++step) {
+        Vector numbers[kStep / kLanes];
+        for (int v = 0; v < kStep / kLanes; ++v) numbers[v] = row.at(step * kStep + v * kLanes, kLanes);
+        Products::set(target, size, i, step, numbers);
+      }
+      if (width % kStep == 0) continue;
+      Vector last[kStep / kLanes] = {};
+      const int begin = width / kStep * kStep;
+      for_each_vector(width - begin, [&](int j, int count) { last[j / kLanes] = row.at(begin + j, count); });
+      Products::set(target, size, i, width / kStep, last);
+    }
+  }
+};
 
 // What happens to rows of a result that are done: nothing.
 struct LeaveRows {
@@ -68,7 +84,7 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
     for (int64_t start = 0; start < rows; start += some) {
       const int64_t count = std::min(some, rows - start);
       for (int64_t r = 0; r < groups_of(count); ++r)
-        pack_left_rows<Products>(x, start + r * kGroup, at_most(kGroup, count, r * kGroup), read, left + r * size);
+        x.template pack_left<Products>(start + r * kGroup, at_most(kGroup, count, r * kGroup), read, left + r * size);
       for_each_block<Products>(count, division.block, groups, right_size, [&](int64_t row, int some_rows, int64_t g) {
         const int64_t column = g * kGroup;
         const bool is_first = column < first_columns;

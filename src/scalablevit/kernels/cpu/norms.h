@@ -32,15 +32,28 @@ inline Moments moments(const T* x, int width, float eps) {
   return {mean, 1.0f / std::sqrt(total(squares) / width + eps)};
 }
 
-// out = (x - mean) / sqrt(variance + eps) * weight + bias of a row, which may be done in place.
+// (x - mean) / sqrt(variance + eps) * weight + bias of a row, vector by vector.
+template <typename T>
+struct Normed {
+  const T* x;
+  const float *weight, *bias;
+  Moments of;
+
+  Normed(const T* x, const float* weight, const float* bias, int width, float eps)
+      : x(x), weight(weight), bias(bias), of(moments(x, width, eps)) {}
+
+  Vector at(int i, int count) const {
+    const Vector centred = (load_some(x + i, count) - of.mean) * of.factor;
+    return centred * load_some(weight + i, count) + load_some(bias + i, count);
+  }
+};
+
+// Into `out`, which may be x.
 template <typename T, typename Out>
 inline Moments normalise_row(const T* x, const float* weight, const float* bias, Out* out, int width, float eps) {
-  const Moments of = moments(x, width, eps);
-  for_each_vector(width, [&](int i, int count) {
-    const Vector centred = (load_some(x + i, count) - of.mean) * of.factor;
-    store_some(out + i, centred * load_some(weight + i, count) + load_some(bias + i, count), count);
-  });
-  return of;
+  const Normed<T> row(x, weight, bias, width, eps);
+  for_each_vector(width, [&](int i, int count) { store_some(out + i, row.at(i, count), count); });
+  return row.of;
 }
 
 // The same row by row. Both moments of each row go to `means` and `factors`, if those are there.

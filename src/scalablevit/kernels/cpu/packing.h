@@ -20,6 +20,7 @@
 //                                   left side did not have their numbers side by side, how many were packed as a block
 //   multiply_rows_beside            likewise, for where there is much to do with the sums
 //   kAnyRows                        whether these take any number of rows
+//   kIsCut                          whether numbers come apart as they are packed
 //   kTurnedRows                     rows of a block, of a packed group whose numbers did not lie side by side
 
 #pragma once

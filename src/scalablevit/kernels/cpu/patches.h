@@ -43,6 +43,11 @@ struct PatchRows {
     body(Side<T>{out, width, 1});
   }
 
+  template <typename Products>
+  void pack_left(int64_t start, int rows, float* room, typename Products::Number* target) const {
+    with_side(start, rows, room, [&](auto side) { Products::pack_left(side, 0, rows, 0, width, target); });
+  }
+
  private:
   void gather(int64_t row, T* out) const {
     const int64_t c = of.channels, line = of.kernel * c;  // of the kernel

@@ -56,7 +56,7 @@ SCALABLEVIT_INLINED void store_parts(const Parts<kParts>* numbers, BFloat16* tar
 template <int kParts>
 SCALABLEVIT_INLINED void cut(const Vector* numbers, BFloat16* target, int64_t apart) {
   if constexpr (kParts == 1) {
-    for (int v = 0; v < kStep / kLanes; ++v) store(target + v * kLanes, numbers[v]);
+    store_nearest(target, numbers);
   } else {
     Parts<kParts> parts[kStep / kLanes];
     for (int v = 0; v < kStep / kLanes; ++v) parts[v] = Parts<kParts>(numbers[v]);
@@ -107,14 +107,19 @@ inline void turn(const BFloat16* from, BFloat16* to) {
 template <int kParts, typename T>
 __attribute__((noinline)) void pack_lines(const T* from, int64_t stride, int lines, int numbers, BFloat16* target,
                                           int64_t apart) {
-  for (int i = 0; i < kTile; ++i, from += stride) {
-    if constexpr (kParts == 1 && sizeof(T) == sizeof(BFloat16)) {
-      copy_numbers(from, i < lines ? numbers : 0, target + i * kStep);
-      continue;
+  constexpr bool is_copied = kParts == 1 && sizeof(T) == sizeof(BFloat16);
+  const bool is_whole = lines == kTile && numbers == kStep;
+  for (int i = 0; i < kTile; ++i, from += stride, target += kStep) {
+    if constexpr (is_copied) {
+      copy_numbers(from, i < lines ? numbers : 0, target);
+    } else {
+      Vector some[kStep / kLanes] = {};
+      if (is_whole)
+        for (int v = 0; v < kStep / kLanes; ++v) some[v] = load(from + v * kLanes);
+      else if (i < lines)
+        for_each_vector(numbers, [&](int j, int count) { some[j / kLanes] = load_some(from + j, count); });
+      cut<kParts>(some, target, apart);
     }
-    Vector some[kStep / kLanes] = {};
-    if (i < lines) for_each_column(numbers, [&](int j, int count) { some[j / kLanes] = load_some(from + j, count); });
-    cut<kParts>(some, target + i * kStep, apart);
   }
 }
 
@@ -248,7 +253,7 @@ struct TileProducts {
   static constexpr int kParts = sizeof(T) == sizeof(float) ? 3 : 1;
   static constexpr int64_t kRows = kTile, kMostRows = 256, kBlockRows = kMostRows;
   static constexpr int64_t kLongest = 1024, kSpareRows = 0, kTurns = 1;
-  static constexpr bool kAnyRows = true;
+  static constexpr bool kAnyRows = true, kIsCut = kParts > 1;
   static constexpr int kTurnedRows = kGroup;
   using Number = BFloat16;
   using Session = Tiles;

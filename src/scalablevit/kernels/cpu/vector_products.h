@@ -27,7 +27,7 @@ struct VectorProducts {
   static constexpr int64_t kRows = kTimes > 1 ? kVectorRows : 1, kMostRows = 252;
   static constexpr int64_t kBlockRows = kTimes * kVectorRows, kTurns = 4;
   static constexpr int64_t kLongest = 512, kSpareRows = kBlockRows;
-  static constexpr bool kAnyRows = false;
+  static constexpr bool kAnyRows = false, kIsCut = false;
   static constexpr int kTurnedRows = 8;  // of which a group holds a whole number
   using Number = float;
   struct Session {};

@@ -35,6 +35,16 @@ inline void copy_numbers(const BFloat16* from, int count, BFloat16* to) {
 #endif
 }
 
+// kStep numbers, each as what is nearest to it in bfloat16.
+inline void store_nearest(BFloat16* to, const Vector* numbers) {
+#if SCALABLEVIT_PAIRS
+  const __m512bh both = _mm512_cvtne2ps_pbh((__m512)numbers[1], (__m512)numbers[0]);
+  std::memcpy(to, &both, sizeof both);
+#else
+  for (int v = 0; v < kStep / kLanes; ++v) store(to + v * kLanes, numbers[v]);
+#endif
+}
+
 // What is nearest to x in bfloat16.
 inline Vector nearest(Vector x) {
   BFloat16 halves[kLanes];
