@@ -25,9 +25,9 @@ MAX_NATIVE_LIST = {torch.float32: 2**16, torch.bfloat16: MAX_NATIVE_KEYS}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
-# Rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles, and of one with so
-# long sums that threads take parts of those.
-_FEWEST_LINES, _FEWEST_LINES_OF_LONG, _LONG = 96, 64, 1024
+# Rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles, and of one with
+# sums so long that threads take parts of those.
+_FEWEST_LINES, _FEWEST_LINES_OF_LONG_SUM, _LONG_SUM = 96, 64, 1024
 # Rows of a product in float32 that are worth packing the other side for vectors.
 _FEWEST_ROWS = 256
 
@@ -184,14 +184,16 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
     """The module that multiplies two matrices of one type, whose sums are wanted in float32 or not; or None.
 
     On tiles it is slower than PyTorch where the result has few rows or columns, for which all that is summed over is
-    packed, and in bfloat16, unless sums are not to be rounded to that; on vectors in bfloat16 with AVX-512, and in
-    float32 without it or with few rows (docs/log.md).
+    packed, the fewer the longer sums are, and in bfloat16, unless sums are not to be rounded to that; on vectors in
+    bfloat16 with AVX-512, and in float32 without it or with few rows (docs/log.md).
     """
     if choices["native"] is not True:
         is_float32 = left.dtype == torch.float32
         if _has_tiles():
-            fewest = _FEWEST_LINES_OF_LONG if left.shape[1] >= _LONG else _FEWEST_LINES
-            if min(left.shape[0], right.shape[1]) < fewest if is_float32 else not in_float32:
+            rows, columns, length = left.shape[0], right.shape[1], left.shape[1]
+            is_long = length >= max(_LONG_SUM, 2 * rows, 2 * columns)
+            fewest = _FEWEST_LINES_OF_LONG_SUM if is_long else _FEWEST_LINES
+            if min(rows, columns) < fewest if is_float32 else not in_float32:
                 return None
         elif is_float32 != _has_wide_vectors() or (is_float32 and left.shape[0] < _FEWEST_ROWS):
             return None

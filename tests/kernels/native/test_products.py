@@ -218,15 +218,29 @@ def test_any_product(library, shape, dtype, turned, often):
 
 @pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("length", [800, 2500, 8000])  # in two parts, in six, and in sixteen
-def test_long_sums_are_made_in_parts(length, dtype, turned):
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (17, 800, 40),  # in two parts
+        (17, 8000, 40),  # in sixteen
+        (40, 1600, 260),  # of which each is summed piece by piece on tiles,
+        (40, 9000, 260),  # and on vectors
+        (290, 1000, 33),  # of more rows than are multiplied at once
+        (5, 2500, 1300),  # piece by piece, in one part
+    ],
+    ids=str,
+)
+def test_long_sums_are_made_in_parts(library, shape, dtype, turned):
+    rows, length, columns = shape
+    if library.is_emulated and turned[0] != turned[1]:
+        pytest.skip("slow, and the same")
     torch.manual_seed(2)
-    left = torch.randn((length, 17) if turned[0] else (17, length)).to(dtype)
-    right = torch.randn((40, length) if turned[1] else (length, 40)).to(dtype)
+    left = torch.randn((length, rows) if turned[0] else (rows, length)).to(dtype)
+    right = torch.randn((columns, length) if turned[1] else (length, columns)).to(dtype)
     left, right = left.t() if turned[0] else left, right.t() if turned[1] else right
     expected = left.double() @ right.double()
     most = max(4.0, 2 * error_of(left.float() @ right.float(), expected))
-    total = torch.full((17, 43), torch.nan)[:, :40]  # rows further apart
+    total = torch.full((rows, columns + 3), torch.nan)[:, :columns]  # rows further apart
     assert error_of(products.multiply(left, right, total), expected) <= most
     assert error_of(products.multiply(left, right, total, adds=True), 2 * expected) <= most
 
@@ -261,16 +275,22 @@ def test_what_is_no_number_stays_none():
 
 def test_numbers_whose_parts_are_too_small_to_be_any():
     torch.manual_seed(4)
-    left, right = torch.randn(20, 64), torch.randn(64, 33)
-    left[:, ::3] *= 1e-36  # the third parts of which are below the smallest number that is no denormal
-    left[:, 1::3] *= 1e-40
-    for one, other in ((left, right), (left.t().contiguous().t(), right), (right.t(), left.t())):
-        assert error_of(products.multiply(one, other), one.double() @ other.double()) <= 6
+    mixed, right = torch.randn(20, 64), torch.randn(64, 33)
+    small = mixed * 1e-36  # the third parts of which are below the smallest number that is no denormal
+    mixed[:, ::3] *= 1e-36
+    mixed[:, 1::3] *= 1e-40
+    for left in (mixed, small):
+        for one, other in ((left, right), (left.t().contiguous().t(), right), (right.t(), left.t())):
+            found, expected = products.multiply(one, other), one.double() @ other.double()
+            most = 2**-20 if left is mixed else 2**-7
+            assert (found.double() - expected).abs().max() <= most * expected.abs().max()
 
 
 def test_nothing_times_something():
     assert products.multiply(torch.randn(3, 0), torch.randn(0, 4)).eq(0).all()
     assert products.multiply(torch.randn(0, 3), torch.randn(3, 4)).shape == (0, 4)
+    for rows, columns in ((0, 4), (4, 0), (0, 0)):
+        assert products.multiply(torch.randn(rows, 2000), torch.randn(2000, columns)).shape == (rows, columns)
     total = torch.randn(3, 4)
     assert torch.equal(products.multiply(torch.randn(3, 0), torch.randn(0, 4), total.clone(), adds=True), total)
     assert products.linear(torch.randn(0, 40), torch.randn(8, 40), None)[0].shape == (0, 8)
@@ -282,9 +302,10 @@ def test_no_columns():
 
 def test_threads_give_the_same_bits():
     x, weight = torch.randn(200, 64), torch.randn(96, 64)
-    rows, grad, layers = torch.randn(900, 40), torch.randn(900, 40), (torch.randn(160, 40), torch.randn(160))
+    many = torch.randn(2000, 40)
+    rows, grad, layers = torch.randn(1100, 40), torch.randn(1100, 40), (torch.randn(160, 40), torch.randn(160))
     layers = *layers, torch.randn(40, 160)
-    kept, out = torch.empty(900, 160), torch.empty(900, 40)
+    kept, out = torch.empty(1100, 160), torch.empty(1100, 40)
     threads = torch.get_num_threads()
     try:
         found = []
@@ -292,7 +313,7 @@ def test_threads_give_the_same_bits():
             torch.set_num_threads(count)
             products.feed_forward(rows, None, (*layers, torch.ones(40)), out, residual=True, kept=kept)
             gradients = products.differentiate_feed_forward(grad, rows, layers, kept=kept, dropout=NO_DROPOUT)
-            long = products.multiply(grad.t(), rows, torch.empty(40, 40))
+            long = products.multiply(many.t(), many, torch.empty(40, 40))
             found.append([products.linear(x, weight, None)[0], out.clone(), kept.clone(), *gradients, long])
     finally:
         torch.set_num_threads(threads)

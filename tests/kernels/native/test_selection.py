@@ -246,3 +246,22 @@ def test_products_of_backward_passes_on_vectors(rows, dtype, wide_vectors, takes
     assert (selection.matrices_kernel(*sides, in_float32=False) is not None) == takes
     with use_native(True):
         assert selection.matrices_kernel(*sides, in_float32=False) is not None
+
+
+@pytest.mark.parametrize(
+    ("shape", "takes"),
+    [
+        ((96, 1023, 300), True),
+        ((95, 1023, 300), False),
+        ((300, 1023, 95), False),
+        ((64, 1024, 300), True),
+        ((63, 1024, 300), False),
+        ((64, 1024, 513), False),  # not long for so many columns
+    ],
+)
+def test_products_of_float32_on_tiles(shape, takes, monkeypatch):
+    monkeypatch.setattr(selection, "_has_tiles", lambda: True)
+    monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: 1)
+    rows, length, columns = shape
+    sides = torch.zeros(rows, length), torch.zeros(length, columns)
+    assert (selection.matrices_kernel(*sides, in_float32=False) is not None) == takes

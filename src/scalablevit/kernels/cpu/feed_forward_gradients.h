@@ -24,11 +24,11 @@ struct FeedForwardGradients {
   int64_t rows, width, hidden;                // none of them 0
 };
 
-// Rows at once: as many as leave all that is packed of them in the second cache, on vectors more with few channels.
+// Rows at once: as many as leave all that is packed of them in the second cache, where numbers are not cut, with few channels,
+// more.
 template <typename Products>
 inline int64_t rows_at_once(int64_t rows, int64_t width) {
-  constexpr int64_t fewest = Products::kIsCut ? 256 : 512;
-  const int64_t most = Products::kIsCut ? fewest : std::min<int64_t>(1024, std::max<int64_t>(fewest, fewest * 256 / width));
+  const int64_t most = Products::kIsCut ? 256 : std::clamp<int64_t>(512 * 256 / width, 512, 1024);
   return groups_of(divided_up(rows, divided_up(rows, most))) * kGroup;
 }
 
@@ -91,9 +91,9 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
     Products::set_right(to.right_activated, first, activated[0], activated[1]);
   }, false, ask);
   for (int64_t row = (to.rows + 1) / 2 * 2; row < steps_of(to.rows) * kStep; row += 2) {  // what no row fills is multiplied
-    Vector zeros[4][kWide] = {};
-    Products::set_right(to.right_changes, row, zeros[0], zeros[1]);
-    Products::set_right(to.right_activated, row, zeros[2], zeros[3]);
+    const Vector zeros[kWide] = {};
+    Products::set_right(to.right_changes, row, zeros, zeros);
+    Products::set_right(to.right_activated, row, zeros, zeros);
   }
 }
 

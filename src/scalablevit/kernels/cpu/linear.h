@@ -47,7 +47,11 @@ struct NormedRows {
       if (width % kStep == 0) continue;
       Vector last[kStep / kLanes] = {};
       const int begin = width / kStep * kStep;
-      for_each_vector(width - begin, [&](int j, int count) { last[j / kLanes] = row.at(begin + j, count); });
+      for_each_vector(width - begin, [&](int j, int count) {
+        float some[kLanes] = {};  // beyond the last number a norm may give anything
+        store_some(some, row.at(begin + j, count), count);
+        last[j / kLanes] = load(some);
+      });
       Products::set(target, size, i, width / kStep, last);
     }
   }
@@ -110,11 +114,31 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
   }
 }
 
+// The products of packed rows with a packed group of columns, put at `out`, in rows `stride` apart, or added to what is there.
+template <typename Products, typename Number, typename Out>
+inline void multiply_block(const Number* left, int64_t size, int rows, const Number* right, int columns, int64_t length,
+                           Out* out, int64_t stride, bool adds, int turned) {
+  ask_for_rows<Products>(out, (const Out*)nullptr, stride, rows);
+  Products::multiply_rows(
+      left, size, rows, right, columns, length,
+      [=](int64_t i, const float* sums) {
+        for_each_column(columns, [&](int j, int some) {
+          Out* p = out + i * stride + j;
+          Vector sum = load(sums + j);
+          if (adds) sum += load_some(p, some);
+          store_some(p, sum, some);
+        });
+      },
+      turned);
+}
+
 // Parts of a long sum for a small result, such as the gradient of a weight, which threads make one by one: as many as its sizes
-// say, and added up in order, so that the result does not depend on how many threads there are. 1 where other ways are better.
+// say, and added up in order, so that the result does not depend on how many threads there are. No more threads than there are
+// parts have something to do. 1 where other ways are better.
 inline int64_t parts_of_sum(int64_t rows, int64_t columns, int64_t length) {
-  constexpr int64_t shortest = 384, most = 16;
-  return length < 2 * std::max(rows, columns) ? 1 : std::clamp<int64_t>(length / shortest, 1, most);
+  constexpr int64_t shortest = 384, most = 16, largest = 1 << 17;  // a result of which each part has a copy
+  if (rows == 0 || columns == 0 || rows * columns > largest || length < 2 * std::max(rows, columns)) return 1;
+  return std::clamp<int64_t>(length / shortest, 1, most);
 }
 
 // `multiply_matrices` for a sum in so many parts.
@@ -122,12 +146,12 @@ template <typename Products, typename T, typename W>
 void multiply_in_parts(Side<T> left_side, Side<W> right_side, float* out, int64_t out_stride, int64_t rows, int64_t columns,
                        int64_t length, bool adds, int64_t parts, int threads) {
   using Number = typename Products::Number;
-  constexpr int64_t near = (int64_t)3 << 18;  // bytes of both sides that stay in the second cache, beside the sums
-  constexpr int64_t step = Products::right_size(kStep) * sizeof(Number) / kGroup;  // bytes of a line
+  constexpr int64_t kept = (int64_t)3 << 18;  // bytes of both sides that stay in the second cache, beside the sums
+  constexpr int64_t line_bytes = Products::right_size(kStep) * sizeof(Number) / kGroup;  // of kStep numbers
   static thread_local Scratch of_sums;
   const int64_t part = steps_of(divided_up(length, parts)) * kStep, groups = groups_of(columns), stride = groups * kGroup;
   const int64_t longest = std::min(part, Products::kLongest);
-  const int64_t at_once = std::clamp(near / (step * (rows + columns)) * kStep, (int64_t)kStep, longest);
+  const int64_t at_once = std::clamp(kept / (line_bytes * (rows + columns)) * kStep, (int64_t)kStep, longest);
   float* sums = of_sums.take<float>((parts - 1) * rows * stride);
   const int block = (int)std::min<int64_t>(Products::kBlockRows, rows);
 #pragma omp parallel num_threads(threads)
@@ -145,23 +169,15 @@ void multiply_in_parts(Side<T> left_side, Side<W> right_side, float* out, int64_
       for (int64_t k = start; k < end; k += at_once) {
         const int64_t now = std::min(at_once, end - k);
         const int64_t size = Products::left_size(now), right_size = Products::right_size(now);
-        const bool puts = k == start && (start > 0 || !adds);
+        const bool adds_now = k > start || (start == 0 && adds);
         Products::pack_left(left_side, 0, (int)rows, k, now, left, block);
         for (int64_t g = 0; g < groups; ++g)
           Products::pack_right(right_side, g * kGroup, at_most(kGroup, columns, g * kGroup), k, now, right + g * right_size);
         for_each_block<Products>(rows, block, groups, right_size, [&](int64_t row, int some_rows, int64_t g) {
-          const int some_columns = at_most(kGroup, columns, g * kGroup);
-          float* p = target + row * target_stride + g * kGroup;
-          ask_for_rows<Products>(p, (const float*)nullptr, target_stride, some_rows);
-          Products::multiply_rows(
-              left + row * (size / kGroup), size, some_rows, right + g * right_size, some_columns, now,
-              [=](int64_t i, const float* found) {
-                for_each_column(some_columns, [&](int j, int some) {
-                  float* q = p + i * target_stride + j;
-                  store_some(q, puts ? load(found + j) : load(found + j) + load_some(q, some), some);
-                });
-              },
-              left_side.number_stride != 1 ? block : 0);
+          multiply_block<Products>((const Number*)left + row * (size / kGroup), size, some_rows,
+                                   (const Number*)right + g * right_size, at_most(kGroup, columns, g * kGroup), now,
+                                   target + row * target_stride + g * kGroup, target_stride, adds_now,
+                                   left_side.number_stride != 1 ? block : 0);
         });
       }
     }
@@ -176,20 +192,20 @@ void multiply_in_parts(Side<T> left_side, Side<W> right_side, float* out, int64_
   }
 }
 
-// out = left @ right, or that added to it: (rows, columns), rows `out_stride` apart; sums over `length`. In
-// float32 sums of more than Products::kLongest are made in parts.
+// out = left @ right, or that added to it: (rows, columns), rows `out_stride` apart; sums over `length`. In float32 long sums
+// are made piece by piece, of Products::kLongest, or in parts.
 template <typename Products, typename T, typename W, typename Out>
 void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t out_stride, int64_t rows, int64_t columns,
                        int64_t length, bool adds, int threads) {
   using Number = typename Products::Number;
-  constexpr bool in_parts = sizeof(Out) == sizeof(float);
-  if constexpr (in_parts) {
+  constexpr bool in_float32 = sizeof(Out) == sizeof(float);
+  if constexpr (in_float32) {
     const int64_t parts = parts_of_sum(rows, columns, length);
     if (parts > 1)
       return multiply_in_parts<Products>(left_side, right_side, out, out_stride, rows, columns, length, adds, parts, threads);
   }
   static thread_local Scratch of_right;
-  const int64_t longest = in_parts ? std::min(length, Products::kLongest) : length;
+  const int64_t longest = in_float32 ? std::min(length, Products::kLongest) : length;
   const int64_t size = Products::left_size(longest), right_size = Products::right_size(longest);
   Number* right = of_right.take<Number>(groups_of(std::min(columns, kWidestRight)) * right_size);
   const int64_t most = std::max(Products::kRows, Products::kMostRows * 256 / longest / Products::kRows * Products::kRows);
@@ -215,20 +231,10 @@ void multiply_matrices(Side<T> left_side, Side<W> right_side, Out* out, int64_t 
           Products::pack_left(left_side, start, (int)count, k, now, left, division.block);
           const int64_t wide_groups = groups_of(wide);
           for_each_block<Products>(count, division.block, wide_groups, right_size, [&](int64_t row, int some_rows, int64_t g) {
-            const int some_columns = at_most(kGroup, wide, g * kGroup);
-            Out* target = out + (start + row) * out_stride + first + g * kGroup;
-            const Number *rows_now = left + row * (now_size / kGroup), *columns_now = right + g * right_size;
-            ask_for_rows<Products>(target, (const Out*)nullptr, out_stride, some_rows);
-            Products::multiply_rows(rows_now, now_size, some_rows, columns_now, some_columns, now,
-                                    [&](int64_t i, const float* sums) {
-                                      for_each_column(some_columns, [&](int j, int some) {
-                                        Out* p = target + i * out_stride + j;
-                                        Vector sum = load(sums + j);
-                                        if (adds || k > 0) sum += load_some(p, some);
-                                        store_some(p, sum, some);
-                                      });
-                                    },
-                                    left_side.number_stride != 1 ? division.block : 0);
+            multiply_block<Products>((const Number*)left + row * (now_size / kGroup), now_size, some_rows,
+                                     (const Number*)right + g * right_size, at_most(kGroup, wide, g * kGroup), now,
+                                     out + (start + row) * out_stride + first + g * kGroup, out_stride, adds || k > 0,
+                                     left_side.number_stride != 1 ? division.block : 0);
           });
         }
       }

@@ -4,7 +4,7 @@
 // tiles load lies one after the other.
 //
 // Numbers of bfloat16 have one part. A number of float32 is cut into three of bfloat16, x = a + b + c, of 8 bits each:
-// exactly, as its 24 bits are what the three hold, down to 1e-33, below which the last ones are lost. Of the nine products
+// exactly, as its 24 bits are what the three hold, down to 1e-31, below which the last ones are lost. Of the nine products
 // of two such numbers the six largest are computed; the others are below 2^-24 of the whole. Tiles add 32 products up
 // before they add to a sum, so that fewer roundings come together than in sums one by one. What is infinite, or above
 // 3.39e38, comes out as no number.
@@ -37,7 +37,7 @@ struct Parts {
 
  private:
   // To 8 bits, halves away from zero, in two operations: the processor's own instruction takes four to be float32 again.
-  static Vector rounded(Vector x) { return (Vector)(((Integers)x + 0x8000) & (int32_t)0xffff0000); }
+  static Vector rounded(Vector x) { return (Vector)(((Bits)x + 0x8000u) & 0xffff0000u); }
 };
 
 // kStep numbers, as so many parts, each a row of a tile; parts lie `apart`.
@@ -103,7 +103,8 @@ inline void turn(const BFloat16* from, BFloat16* to) {
   }
 }
 
-// kStep numbers of each of up to kTile lines, `stride` apart, as a tile for each part: lines are its rows.
+// kStep numbers of each of up to kTile lines, `stride` apart, as a tile for each part: lines are its rows. A function of its
+// own, and so is the next: loops that cut have registers for all that they need.
 template <int kParts, typename T>
 __attribute__((noinline)) void pack_lines(const T* from, int64_t stride, int lines, int numbers, BFloat16* target,
                                           int64_t apart) {

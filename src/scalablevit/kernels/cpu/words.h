@@ -54,7 +54,6 @@ inline Vector nearest(Vector x) {
 
 // Pairs of numbers of bfloat16, which the upper halves of `first` and `second` are.
 inline Vector pairs_of(Vector first, Vector second) {
-  typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 #if defined(__AVX512BW__) && !defined(SCALABLEVIT_FOUR_LANES)
   return (Vector)_mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)((Bits)first >> 16), (__m512i)second);
 #else
