@@ -24,8 +24,8 @@ struct FeedForwardGradients {
   int64_t rows, width, hidden;                // none of them 0
 };
 
-// Rows at once: as many as leave all that is packed of them in the second cache, where numbers are not cut, with few channels,
-// more.
+// Rows at once: as many as leave all that is packed of them in the second cache. Where numbers are not cut they are more with
+// few channels.
 template <typename Products>
 inline int64_t rows_at_once(int64_t rows, int64_t width) {
   const int64_t most = Products::kIsCut ? 256 : std::clamp<int64_t>(512 * 256 / width, 512, 1024);
@@ -53,6 +53,7 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
   constexpr int kWide = kGroup / kLanes;
   const int last = to.rows - 1;
   const GeluAndSlope<T> gelu_and_slope;
+  // What one row, whose sums are given, comes to: its changes, and what was activated.
   const auto differentiate = [=](int64_t row, const float* sums, Vector* changes, Vector* activated) {
     const RowKeys keys = to.dropout.keys(to.first_row + row);
     for (int v = 0; v < kWide; ++v) {
