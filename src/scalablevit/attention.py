@@ -100,9 +100,14 @@ class ScalableSelfAttention(Branch):
             attended = self._attend(query, self.keys_values.after_projection(projected))
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
-    def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
-        parts = self._parts(norm) if x.device.type == "cpu" else None
-        return None if parts is None else attend_in_graph(x, parts)
+    def compiled_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
+        parts = self._parts(norm) if residual and x.device.type == "cpu" else None
+        out = None if parts is None else attend_in_graph(x, parts)
+        if out is not None:
+            return out
+        read = norm(x)
+        attended = self._attend(self.to_q(read), self.keys_values(read))
+        return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
     def _parts(self, norm: nn.LayerNorm) -> ListParts | None:
         """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
@@ -205,9 +210,13 @@ class InteractiveWindowedSelfAttention(Branch):
         attended = self._attend_and_interact(query_key, value)
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
-    def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
-        parts = self._parts(norm) if x.device.type == "cpu" else None
-        return None if parts is None else attend_in_graph(x, parts)
+    def compiled_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
+        parts = self._parts(norm) if residual and x.device.type == "cpu" else None
+        out = None if parts is None else attend_in_graph(x, parts)
+        if out is not None:
+            return out
+        attended = self._attend_and_interact(*self._project(norm(x)))
+        return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
     def _parts(self, norm: nn.LayerNorm) -> WindowParts | None:
         """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""

@@ -26,7 +26,7 @@ from scalablevit.kernels.dropout import Dropout
 from scalablevit.kernels.parts import Norm
 from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.remembered import remembered
-from scalablevit.kernels.selection import is_readable, is_wanted, products_kernel
+from scalablevit.kernels.selection import is_readable, is_wanted, multiplies_any_rows, products_kernel
 from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.layers import Branch, Linear, child_of, is_plain, plain_layer, plain_norm
 from scalablevit.recomputation import (
@@ -113,25 +113,29 @@ class FeedForward(Branch):
             x, weight1, bias1, weight2, bias2, norm=norm, dtype=dtype, residual=residual, dropout=probability
         )
 
-    def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
-        """The feed-forward of norm(x), plus x, as one operator, where compiled graphs had better call it as a whole.
+    def compiled_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor | None:
+        """The feed-forward of norm(x), plus x if wanted, as one operator, where that is faster.
 
-        That is on a CPU, without a backward pass: what the compiler makes of the layers goes through memory between
-        them.
+        That is on a CPU: what the compiler makes of the layers goes through memory between them. Where a backward pass
+        will come, it is where our products are faster than the compiler's.
         """
         if x.device.type != "cpu" or not is_wanted(x.device) or probability_of(self.dropout) > 0.0:
             return None
         if not self._is_plain() or self.fc1.bias is None or self.fc2.bias is None:
             return None
-        if norm.weight is None or norm.bias is None or is_recorded(x, *norm.parameters(), *self.parameters()):
-            return None
         dtype = autocast_dtype() or x.dtype
         layers = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        recorded = is_recorded(x, norm.weight, norm.bias, *layers)
+        if norm.weight is None or norm.bias is None or (recorded and not multiplies_any_rows(x.device, dtype)):
+            return None
         if may_be_transformed() or not are_plain((norm.weight, norm.bias, *layers)):
             return None
         if product_dtype(x, norm_of(norm), layers) != dtype:
             return None  # PyTorch's layers say what is wrong
-        return _operator(x, norm.weight, norm.bias, *layers, norm.eps, dtype)
+        settings = norm.eps, dtype, residual
+        if recorded:
+            return cast(Tensor, _recorded_operator(x, norm.weight, norm.bias, *layers, *settings)[0])
+        return cast(Tensor, _operator(x, norm.weight, norm.bias, *layers, *settings))
 
     def _is_plain(self) -> bool:
         return is_plain(self.fc1) and is_plain(self.fc2) and is_plain(self.dropout, nn.Dropout)
@@ -212,13 +216,14 @@ def _operator(
     bias2: Tensor,
     eps: float,
     dtype: torch.dtype,
+    residual: bool,
 ) -> Tensor:
-    """`feed_forward` after a norm, plus x, for compiled graphs; products are of `dtype`."""
+    """`feed_forward` after a norm, for compiled graphs without a backward pass; products are of `dtype`."""
     x, layers = x.contiguous(), (weight1, bias1, weight2, bias2)
-    out = _run_natively(x, Norm(norm_weight, norm_bias, eps), layers, dtype, residual=True)
+    out = _run_natively(x, Norm(norm_weight, norm_bias, eps), layers, dtype, residual=residual)
     if out is not None:
         return out
-    return run_forward(Settings(dtype, eps, residual=True), x, norm_weight, norm_bias, *layers, kept=None)
+    return run_forward(Settings(dtype, eps, residual), x, norm_weight, norm_bias, *layers, kept=None)
 
 
 @_operator.register_fake
@@ -232,8 +237,100 @@ def _operator_fake(
     bias2: Tensor,
     eps: float,
     dtype: torch.dtype,
+    residual: bool,
 ) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype))
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype) if residual else dtype)
+
+
+@torch.library.custom_op("scalablevit::recorded_feed_forward", mutates_args=())
+def _recorded_operator(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """`feed_forward` after a norm, for compiled graphs with a backward pass, and the rows that are kept for that."""
+    x, layers = x.contiguous(), (weight1, bias1, weight2, bias2)
+    kept = x.new_empty(x.numel() // x.shape[-1], _width_kept(weight1), dtype=dtype)
+    settings = Settings(dtype, eps, residual)
+    keeps = kept if kept.shape[1] > 0 else None
+    return run_forward(settings, x, norm_weight, norm_bias, *layers, kept=keeps), kept
+
+
+@_recorded_operator.register_fake
+def _recorded_operator_fake(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    out = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype) if residual else dtype)
+    return out, x.new_empty(x.numel() // x.shape[-1], _width_kept(weight1), dtype=dtype)
+
+
+def _width_kept(weight1: Tensor) -> int:
+    """Channels of the hidden layer that are kept: all or none."""
+    return weight1.shape[0] if weight1.shape[1] >= _KEPT_FROM else 0
+
+
+@torch.library.custom_op("scalablevit::feed_forward_backward", mutates_args=())
+def _backward_operator(
+    grad: Tensor,
+    kept: Tensor,
+    tensors: Sequence[Tensor],
+    eps: float,
+    dtype: torch.dtype,
+    residual: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients for all tensors that the operator was given; an empty one where it is not needed."""
+    keeps = kept if kept.shape[1] > 0 else None
+    found = gradients(grad, Settings(dtype, eps, residual), *tensors, kept=keeps, needs=needs)
+    return [
+        like.new_empty(0) if one is None or not needed else one
+        for one, like, needed in zip(found, tensors, needs, strict=True)
+    ]
+
+
+@_backward_operator.register_fake
+def _backward_operator_fake(
+    grad: Tensor,
+    kept: Tensor,
+    tensors: Sequence[Tensor],
+    eps: float,
+    dtype: torch.dtype,
+    residual: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    return [like.new_empty(like.shape if needed else (0,)) for like, needed in zip(tensors, needs, strict=True)]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, eps, dtype, residual = inputs
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.settings = eps, dtype, residual
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    kept, *tensors = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[: len(tensors)])
+    found = _backward_operator(grad, kept, tensors, *ctx.settings, needs)
+    return *(one if needed else None for one, needed in zip(found, needs, strict=True)), None, None, None
+
+
+_recorded_operator.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class _FeedForward(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch.nn.modules import module as of_all_modules
 from scalablevit.convolutions import MapConv2d
 from scalablevit.dot_product import is_eager
 from scalablevit.kernels.parts import Layer, Norm
+from scalablevit.linear_in_graphs import linear_in_graph
 from scalablevit.norms import normed
 from scalablevit.patches import embed_in_graph, embed_natively
 from scalablevit.products import linear_by_kernel
@@ -52,8 +53,8 @@ class Branch(nn.Module):
         """``self(norm(x))``, or x plus that, for where PyTorch runs eagerly and both modules are plain."""
         raise NotImplementedError
 
-    def compiled_after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor | None:
-        """``self(norm(x))`` plus x as one operator of a compiled graph; None if the compiler does better itself."""
+    def compiled_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor | None:
+        """The same in operators of a compiled graph; None if the compiler does better by itself."""
         raise NotImplementedError
 
 
@@ -83,13 +84,13 @@ class PreNormResidual(nn.Module):
             return found if is_off else x + drop_path(found)
 
     def _compiled(self, x: Tensor) -> Tensor | None:
-        """What a compiled graph holds, if that is one operator."""
+        """What a compiled graph holds, if that is operators."""
         norm, branch, drop_path = self.norm, cast(Branch, self.branch), self.drop_path
         if not is_plain(norm, nn.LayerNorm) or not is_plain_with(branch, "compiled_after"):
             return None
-        if not (is_plain(drop_path, DropPath) and drop_path.is_off()):
-            return None
-        return branch.compiled_after(cast(nn.LayerNorm, norm), x)
+        is_off = is_plain(drop_path, DropPath) and drop_path.is_off()
+        found = branch.compiled_after(cast(nn.LayerNorm, norm), x, residual=is_off)
+        return found if is_off or found is None else x + drop_path(found)
 
 
 class Linear(nn.Linear):
@@ -107,7 +108,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.jit.is_scripting():
         return F.linear(x, weight, bias)
     else:
-        out = linear_by_kernel(x, weight, bias) if is_eager(x) else None
+        if torch.compiler.is_compiling():
+            out = None if torch.compiler._is_exporting_flag else linear_in_graph(x, weight, bias)
+        else:
+            out = linear_by_kernel(x, weight, bias) if is_eager(x) else None
         if out is not None:
             return out
         if bias is None or x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from scalablevit.dropping import add_dropped, probability_of
 from scalablevit.kernels.selection import products_kernel, rows_kernel
 from scalablevit.layers import Linear, is_plain
+from scalablevit.linear_in_graphs import linear_in_graph
 from scalablevit.products import linear_by_kernel
 from scalablevit.recomputation import are_plain, is_recorded, may_recompute, norm_of, product_dtype, without_autocast
 
@@ -62,7 +64,8 @@ def add_projected(residual: Tensor | None, layer: Linear, dropout: nn.Dropout, v
         values: (b, h, w, c').
     """
     if residual is not None and is_plain(layer) and is_plain(dropout, nn.Dropout):
-        out = _add_natively(residual, layer, dropout, values)
+        add = _add_in_graph if torch.compiler.is_compiling() else _add_natively
+        out = add(residual, layer, dropout, values)
         if out is not None:
             return out
     projected: Tensor = layer(values)
@@ -72,6 +75,12 @@ def add_projected(residual: Tensor | None, layer: Linear, dropout: nn.Dropout, v
             return out
     projected = dropout(projected)
     return projected if residual is None else residual + projected
+
+
+def _add_in_graph(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor | None:
+    if probability_of(dropout) > 0.0:
+        return None
+    return linear_in_graph(values, layer.weight, layer.bias, residual)
 
 
 def _add_natively(residual: Tensor, layer: Linear, dropout: nn.Dropout, values: Tensor) -> Tensor | None:

@@ -1,0 +1,202 @@
+"""What compiled graphs hold of linear layers and feed-forwards where gradients are wanted: operators, which agree."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+
+from scalablevit import feed_forward
+from scalablevit.feed_forward import FeedForward
+from scalablevit.kernels import use_native
+from scalablevit.kernels.cpu import attention
+from scalablevit.layers import Linear, PreNormResidual
+from scalablevit.linear_in_graphs import linear_in_graph
+from tests.networks import all_designs, randomise, small_network
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def calls(monkeypatch, launcher):
+    """The names of the kernels that ran."""
+    names, call = [], attention.call
+    for module in ("attention", "calls", "products", "rows"):
+        monkeypatch.setattr(
+            f"scalablevit.kernels.cpu.{module}.call", lambda name, *rest: names.append(name) or call(name, *rest)
+        )
+    return names
+
+
+@pytest.fixture
+def nodes():
+    return set()
+
+
+@pytest.fixture
+def compiled(nodes):
+    """Compiles, for all sizes unless told otherwise, and notes the operators of the graphs."""
+
+    def note(graph, _):
+        nodes.update(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=note, bw_compiler=note, inference_compiler=note)
+    return lambda module, dynamic=True: torch.compile(module, backend=backend, fullgraph=True, dynamic=dynamic)
+
+
+def gradients_of(function, x, parameters):
+    out = function(x)
+    weights = torch.linspace(-1.0, 2.0, out.numel(), dtype=torch.float64).view(out.shape)
+    return [out.detach(), *torch.autograd.grad((out.double() * weights).sum(), [x, *parameters])]
+
+
+def assert_close(found, expected, error):
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert float((one - other).abs().max()) <= error * max(float(other.abs().max()), 1e-3)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_layer_is_one_operator_for_any_rows(bias, dtype, compiled, nodes, calls):
+    torch.manual_seed(0)
+    layer = Linear(40, 24, bias=bias)
+    exact = copy.deepcopy(layer).double()
+    run = compiled(layer)
+    for shape in ((2, 3, 5, 40), (1, 9, 7, 40), (3, 1, 1, 40)):
+        x = torch.randn(shape, requires_grad=True)
+        with use_native(True), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = gradients_of(run, x, layer.parameters())
+        assert found[0].dtype == dtype
+        expected = gradients_of(exact, x.detach().double().requires_grad_(), exact.parameters())
+        assert_close(found, expected, 1e-6 if dtype == torch.float32 else 2e-2)
+    assert {"scalablevit.linear.default", "scalablevit.linear_backward.default"} <= nodes
+    assert not any("mm" in node for node in nodes)
+    assert {"linear", "multiply"} <= set(calls)
+
+
+@pytest.mark.parametrize("trained", ["x", "weight", "bias", "residual"])
+def test_only_what_is_asked_for_has_a_gradient(trained, compiled, launcher):
+    names = "x", "weight", "bias", "residual"
+    tensors = torch.randn(3, 7, 40), torch.randn(24, 40), torch.randn(24), torch.randn(3, 7, 24)
+    for name, tensor in zip(names, tensors, strict=True):
+        tensor.requires_grad_(name == trained)
+    wanted = tensors[names.index(trained)]
+    with use_native(True):
+        out = compiled(linear_in_graph)(*tensors)
+    x, weight, bias, residual = tensors
+    expected = F.linear(x, weight, bias) + residual
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn(out.shape)
+    found, reference = (torch.autograd.grad(one, wanted, grad)[0] for one in (out, expected))
+    torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_residual_stream_of_another_type_is_added_by_the_compiler(dtype, compiled, launcher):
+    x, weight, residual = torch.randn(2, 5, 40), torch.randn(24, 40), torch.randn(2, 5, 24, dtype=dtype)
+    with torch.no_grad(), use_native(True), torch.autocast("cpu", torch.bfloat16):
+        out = compiled(linear_in_graph)(x, weight, None, residual)
+        expected = residual + F.linear(x, weight)
+    assert out.dtype == expected.dtype
+    torch.testing.assert_close(out, expected, rtol=2e-2, atol=1e-1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the checks themselves
+def test_the_operators_pass_the_checks_of_torch_library(launcher):
+    def parameter(*shape):
+        return torch.randn(*shape, requires_grad=True)
+
+    layers = parameter(40), parameter(40), parameter(160, 40), parameter(160), parameter(40, 160), parameter(40)
+    with use_native(True):
+        for residual in (None, parameter(2, 5, 24)):
+            arguments = parameter(2, 5, 40), parameter(24, 40), parameter(24), residual
+            torch.library.opcheck(torch.ops.scalablevit.linear.default, arguments)
+        for residual in (True, False):
+            arguments = parameter(1, 4, 5, 40), *layers, 1e-5, torch.float32, residual
+            torch.library.opcheck(torch.ops.scalablevit.recorded_feed_forward.default, arguments)
+
+
+@pytest.mark.parametrize("kept_from", [1, 256])
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_a_feed_forward_that_is_recorded_is_one_operator(kept_from, drop_path, compiled, nodes, calls, monkeypatch):
+    monkeypatch.setattr(feed_forward, "_KEPT_FROM", kept_from)
+    torch.manual_seed(0)
+    block = randomise(PreNormResidual(nn.LayerNorm(40), FeedForward(40), drop_path))
+    run, exact = compiled(block), copy.deepcopy(block).double()
+    for shape in ((2, 9, 7, 40), (1, 3, 2, 40), (2, 1, 1, 40)):
+        x = torch.randn(shape, requires_grad=True)
+        calls.clear()
+        with use_native(True):
+            torch.manual_seed(1)
+            found = gradients_of(run, x, block.parameters())
+        torch.manual_seed(1)
+        expected = gradients_of(exact, x.detach().double().requires_grad_(), exact.parameters())
+        if drop_path == 0.0:  # PyTorch draws others in float64
+            assert_close(found, expected, 2e-6)
+        assert len({"feed_forward", "feed_forward_block"} & set(calls)) == 1
+    assert {"scalablevit.recorded_feed_forward.default", "scalablevit.feed_forward_backward.default"} <= nodes
+    assert not any("gelu" in node for node in nodes)
+
+
+@pytest.mark.parametrize("frozen", ["x", "branch.fc1.weight", "branch.fc2.bias", "norm.weight", "branch.fc2.weight"])
+def test_a_feed_forward_of_which_a_part_is_frozen(frozen, compiled, launcher):
+    block = randomise(PreNormResidual(nn.LayerNorm(40), FeedForward(40)))
+    x = torch.randn(2, 9, 7, 40, requires_grad=frozen != "x")
+    if frozen != "x":
+        block.get_parameter(frozen).requires_grad_(False)
+    wanted = [one for one in (x, *block.parameters()) if one.requires_grad]
+    grad = torch.randn(x.shape)
+    with use_native(True):
+        found = torch.autograd.grad(compiled(block)(x), wanted, grad)
+    with use_native(False):
+        expected = torch.autograd.grad(block(x), wanted, grad)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("design", all_designs())
+def test_a_network_trains_by_operators_alone(design, autocast, compiled, nodes):
+    model = randomise(small_network(design, depth=(1, 1, 1, 1)))
+    images, training = torch.randn(2, 3, 65, 97), dict(model.named_parameters())
+    found = []
+    for native, run in ((True, compiled(model, dynamic=False)), (False, model)):
+        with use_native(native), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = run(images)
+        found.append([logits.detach(), *torch.autograd.grad(logits.float().sin().sum(), list(training.values()))])
+    for name, one, other in zip(("logits", *training), *found, strict=True):
+        error = float((one - other).norm() / (other.norm() + 1e-6))
+        assert error <= (0.2 if autocast else 1e-4), name
+    assert not [node for node in nodes for kind in ("aten.mm", "aten.addmm", "aten.bmm") if kind in node]
+
+
+def test_what_layers_refuse_is_refused(compiled, launcher):
+    layer = Linear(40, 24)
+    with use_native(True):
+        for x in (torch.randn(3, 39), torch.randn(3, 40, dtype=torch.float64)):
+            torch._dynamo.reset()
+            with pytest.raises(Exception, match=r"size|shape|dtype|type|39"):
+                compiled(layer)(x)
+        assert compiled(layer)(torch.randn(0, 40)).shape == (0, 24)
+
+
+def test_without_kernels_the_compiler_sees_the_layer(compiled, nodes, launcher):
+    layer, x = Linear(40, 24), torch.randn(3, 40)
+    with use_native(False):
+        torch.testing.assert_close(compiled(layer)(x), F.linear(x, layer.weight, layer.bias))
+    assert not any("scalablevit" in node for node in nodes)
+    with use_native(True):
+        assert linear_in_graph(x, layer.weight, layer.bias) is not None
+        with torch.autograd.forward_ad.dual_level():
+            assert linear_in_graph(x, layer.weight, layer.bias) is None
+        assert torch.func.vmap(lambda x: x.new_tensor(linear_in_graph(x, layer.weight, None) is None))(x[None]).all()
