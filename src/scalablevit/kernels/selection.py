@@ -28,8 +28,8 @@ _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
 # Rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles, and of one with
 # sums so long that threads take parts of those.
 _FEWEST_LINES, _FEWEST_LINES_OF_LONG_SUM, _LONG_SUM = 96, 64, 1024
-# Rows of a product in float32 that are worth packing the other side for vectors.
-_FEWEST_ROWS = 256
+# Rows of a product in float32 that are worth packing the other side for vectors, and rows and columns with long sums.
+_FEWEST_ROWS, _FEWEST_LINES_ON_VECTORS = 256, 48
 
 _PLAIN_TENSORS = Tensor, torch.nn.Parameter
 
@@ -185,17 +185,21 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
 
     On tiles it is slower than PyTorch where the result has few rows or columns, for which all that is summed over is
     packed, the fewer the longer sums are, and in bfloat16, unless sums are not to be rounded to that; on vectors in
-    bfloat16 with AVX-512, and in float32 without it or with few rows (docs/log.md).
+    bfloat16 with AVX-512, and in float32 without it or with few rows, unless sums are long (docs/log.md).
     """
     if choices["native"] is not True:
         is_float32 = left.dtype == torch.float32
+        rows, columns, length = left.shape[0], right.shape[1], left.shape[1]
+        is_long = length >= max(_LONG_SUM, 2 * rows, 2 * columns)
         if _has_tiles():
-            rows, columns, length = left.shape[0], right.shape[1], left.shape[1]
-            is_long = length >= max(_LONG_SUM, 2 * rows, 2 * columns)
             fewest = _FEWEST_LINES_OF_LONG_SUM if is_long else _FEWEST_LINES
             if min(rows, columns) < fewest if is_float32 else not in_float32:
                 return None
-        elif is_float32 != _has_wide_vectors() or (is_float32 and left.shape[0] < _FEWEST_ROWS):
+        elif is_float32:
+            has_lines = rows >= _FEWEST_ROWS or (is_long and min(rows, columns) >= _FEWEST_LINES_ON_VECTORS)
+            if not has_lines or not _has_wide_vectors():
+                return None
+        elif _has_wide_vectors():
             return None
     return products_kernel(left, left.dtype)
 
@@ -205,11 +209,12 @@ def feed_forward_gradients_kernel(x: Tensor, *parameters: Tensor | None, hidden:
 
     Threads take 32 channels of the hidden layer at a time, and are to have more than one turn. With few rows what it
     packs of the weights counts, and their gradients, which it goes through once for some hundred rows. On vectors it is
-    slower than PyTorch in bfloat16, and with short ones (docs/log.md).
+    slower than PyTorch in bfloat16, unless those are wide and undivided, and with short ones (docs/log.md).
     """
     if hidden < 64 * torch.get_num_threads() or x.shape[1] < 2:
         return None  # of one channel rows lie as if they were turned
-    if not _has_tiles() and (x.dtype != torch.float32 or not _has_wide_vectors()):
+    serves = _has_wide_vectors() if x.dtype == torch.float32 else _has_undivided_vectors()
+    if not serves and not _has_tiles():
         return None
     if choices["native"] is not True and x.shape[0] < 2 * x.shape[1]:
         return None
@@ -342,6 +347,10 @@ def _convolves_faster() -> bool:
 
 def _has_wide_vectors() -> bool:
     return _library() is not None and _library().has_wide_vectors() == 1
+
+
+def _has_undivided_vectors() -> bool:
+    return _library() is not None and _library().has_undivided_vectors() == 1
 
 
 def _has_tiles() -> bool:

@@ -222,27 +222,35 @@ def test_where_gradients_of_feed_forwards_come_in_one_call(monkeypatch):
         assert kernel(1, 256) == "kernel"
     monkeypatch.setattr(selection, "_has_tiles", lambda: False)
     monkeypatch.setattr(selection, "_has_wide_vectors", lambda: True)
+    monkeypatch.setattr(selection, "_has_undivided_vectors", lambda: False)
     assert kernel(128, 256) == "kernel"
     assert kernel(128, 256, torch.bfloat16) is None
+    monkeypatch.setattr(selection, "_has_undivided_vectors", lambda: True)
+    assert kernel(128, 256, torch.bfloat16) == "kernel"
     monkeypatch.setattr(selection, "_has_wide_vectors", lambda: False)
     assert kernel(128, 256) is None
 
 
 @pytest.mark.parametrize(
-    ("rows", "dtype", "wide_vectors", "takes"),
+    ("shape", "dtype", "wide_vectors", "takes"),
     [
-        (256, torch.float32, True, True),
-        (255, torch.float32, True, False),
-        (256, torch.float32, False, False),
-        (256, torch.bfloat16, True, False),
-        (2, torch.bfloat16, False, True),
+        ((256, 3, 300), torch.float32, True, True),
+        ((255, 3, 300), torch.float32, True, False),
+        ((256, 3, 300), torch.float32, False, False),
+        ((256, 3, 300), torch.bfloat16, True, False),
+        ((2, 3, 300), torch.bfloat16, False, True),
+        ((48, 1024, 300), torch.float32, True, True),
+        ((48, 1023, 300), torch.float32, True, False),
+        ((47, 1024, 300), torch.float32, True, False),
+        ((48, 1024, 47), torch.float32, True, False),
+        ((48, 1024, 513), torch.float32, True, False),  # not long for so many columns
     ],
 )
-def test_products_of_backward_passes_on_vectors(rows, dtype, wide_vectors, takes, monkeypatch):
+def test_products_of_backward_passes_on_vectors(shape, dtype, wide_vectors, takes, monkeypatch):
     monkeypatch.setattr(selection, "_has_tiles", lambda: False)
     monkeypatch.setattr(selection, "_has_wide_vectors", lambda: wide_vectors)
     monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: 1)
-    sides = torch.zeros(rows, 3, dtype=dtype), torch.zeros(3, 300, dtype=dtype)
+    sides = torch.zeros(shape[:2], dtype=dtype), torch.zeros(shape[1:], dtype=dtype)
     assert (selection.matrices_kernel(*sides, in_float32=False) is not None) == takes
     with use_native(True):
         assert selection.matrices_kernel(*sides, in_float32=False) is not None

@@ -109,6 +109,7 @@ extern "C" int fewest_rows_float32() { return fewest_rows<float>(); }
 extern "C" int fewest_rows_bfloat16() { return fewest_rows<BFloat16>(); }
 extern "C" int has_tiles() { return scalablevit::has_tiles(); }
 extern "C" int has_wide_vectors() { return scalablevit::has_wide_vectors(); }
+extern "C" int has_undivided_vectors() { return scalablevit::has_undivided_vectors(); }
 extern "C" int convolves_faster() { return scalablevit::convolves_faster(); }
 
 #define PRODUCTS(NAME, T, W)                                                                                             \

@@ -4,6 +4,10 @@
 
 #include <limits>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
 #include "tile_attention.h"
 #include "vector_products.h"
 
@@ -48,6 +52,18 @@ inline bool has_wide_vectors() {
 inline bool is_foreign_to_mkl() {
 #if defined(__x86_64__) && defined(__AVX2__) && defined(__GNUC__) && !defined(SCALABLEVIT_FOUR_LANES)
   return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
+// An AMD processor that works on wide vectors in one piece (Zen 5 on; those before take halves). What is around products
+// counts twice as much there.
+inline bool has_undivided_vectors() {
+#if defined(__x86_64__) && defined(__AVX512F__) && defined(__GNUC__) && !defined(SCALABLEVIT_FOUR_LANES)
+  unsigned signature, other;
+  if (!is_foreign_to_mkl() || !__get_cpuid(1, &signature, &other, &other, &other)) return false;
+  return (signature >> 8 & 15) + (signature >> 20 & 255) >= 26;  // base family and what exceeds it
 #else
   return false;
 #endif
