@@ -26,7 +26,7 @@ from scalablevit.kernels.dropout import Dropout
 from scalablevit.kernels.parts import Norm
 from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.remembered import remembered
-from scalablevit.kernels.selection import is_readable, is_wanted, multiplies_any_rows, products_kernel
+from scalablevit.kernels.selection import is_readable, is_wanted, multiplies_in_graphs, products_kernel
 from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.layers import Branch, Linear, child_of, is_plain, plain_layer, plain_norm
 from scalablevit.recomputation import (
@@ -125,17 +125,19 @@ class FeedForward(Branch):
             return None
         dtype = autocast_dtype() or x.dtype
         layers = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
-        recorded = is_recorded(x, norm.weight, norm.bias, *layers)
-        if norm.weight is None or norm.bias is None or (recorded and not multiplies_any_rows(x.device, dtype)):
-            return None
-        if may_be_transformed() or not are_plain((norm.weight, norm.bias, *layers)):
-            return None
-        if product_dtype(x, norm_of(norm), layers) != dtype:
+        before = norm_of(norm)
+        if before is None or not _fit(x, before, layers) or product_dtype(x, before, layers) != dtype:
             return None  # PyTorch's layers say what is wrong
-        settings = norm.eps, dtype, residual
-        if recorded:
-            return cast(Tensor, _recorded_operator(x, norm.weight, norm.bias, *layers, *settings)[0])
-        return cast(Tensor, _operator(x, norm.weight, norm.bias, *layers, *settings))
+        tensors = before.weight, before.bias, *layers
+        if may_be_transformed() or not are_plain((x, *tensors)):
+            return None
+        settings = before.eps, dtype, residual
+        if not is_recorded(x, *tensors):
+            return cast(Tensor, _operator(x, *tensors, *settings))
+        if x.dtype != dtype or not multiplies_in_graphs(x.device, dtype, recorded=True):
+            return None
+        keeps = any(one.requires_grad for one in (x, *tensors[:-1]))  # all gradients but that of the last bias need it
+        return cast(Tensor, _recorded_operator(x, *tensors, *settings, keeps)[0])
 
     def _is_plain(self) -> bool:
         return is_plain(self.fc1) and is_plain(self.fc2) and is_plain(self.dropout, nn.Dropout)
@@ -254,13 +256,17 @@ def _recorded_operator(
     eps: float,
     dtype: torch.dtype,
     residual: bool,
+    keeps: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`feed_forward` after a norm, for compiled graphs with a backward pass, and the rows that are kept for that."""
+    """`feed_forward` after a norm, for compiled graphs with a backward pass, and rows of the hidden layer for that.
+
+    These are kept if that is wanted and worthwhile; else they are empty.
+    """
     x, layers = x.contiguous(), (weight1, bias1, weight2, bias2)
-    kept = x.new_empty(x.numel() // x.shape[-1], _width_kept(weight1), dtype=dtype)
-    settings = Settings(dtype, eps, residual)
-    keeps = kept if kept.shape[1] > 0 else None
-    return run_forward(settings, x, norm_weight, norm_bias, *layers, kept=keeps), kept
+    kept = x.new_empty(x.numel() // x.shape[-1], _width_kept(weight1, keeps), dtype=dtype)
+    settings, to = Settings(dtype, eps, residual), kept if kept.shape[1] > 0 else None
+    with without_autocast(x):
+        return run_forward(settings, x, norm_weight, norm_bias, *layers, kept=to), kept
 
 
 @_recorded_operator.register_fake
@@ -275,14 +281,15 @@ def _recorded_operator_fake(
     eps: float,
     dtype: torch.dtype,
     residual: bool,
+    keeps: bool,
 ) -> tuple[Tensor, Tensor]:
     out = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype) if residual else dtype)
-    return out, x.new_empty(x.numel() // x.shape[-1], _width_kept(weight1), dtype=dtype)
+    return out, x.new_empty(x.numel() // x.shape[-1], _width_kept(weight1, keeps), dtype=dtype)
 
 
-def _width_kept(weight1: Tensor) -> int:
+def _width_kept(weight1: Tensor, keeps: bool) -> int:
     """Channels of the hidden layer that are kept: all or none."""
-    return weight1.shape[0] if weight1.shape[1] >= _KEPT_FROM else 0
+    return weight1.shape[0] if keeps and weight1.shape[1] >= _KEPT_FROM else 0
 
 
 @torch.library.custom_op("scalablevit::feed_forward_backward", mutates_args=())
@@ -296,8 +303,10 @@ def _backward_operator(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients for all tensors that the operator was given; an empty one where it is not needed."""
-    keeps = kept if kept.shape[1] > 0 else None
-    found = gradients(grad, Settings(dtype, eps, residual), *tensors, kept=keeps, needs=needs)
+    x, *parameters = tensors
+    settings, hidden = Settings(dtype, eps, residual), kept if kept.shape[1] > 0 else None
+    with without_autocast(grad):
+        found = gradients(grad, settings, x.contiguous(), *parameters, kept=hidden, needs=needs)
     return [
         like.new_empty(0) if one is None or not needed else one
         for one, like, needed in zip(found, tensors, needs, strict=True)
@@ -318,7 +327,7 @@ def _backward_operator_fake(
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, eps, dtype, residual = inputs
+    *tensors, eps, dtype, residual, _ = inputs
     ctx.save_for_backward(output[1], *tensors)
     ctx.settings = eps, dtype, residual
 
@@ -327,7 +336,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     kept, *tensors = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[: len(tensors)])
     found = _backward_operator(grad, kept, tensors, *ctx.settings, needs)
-    return *(one if needed else None for one, needed in zip(found, needs, strict=True)), None, None, None
+    return *(one if needed else None for one, needed in zip(found, needs, strict=True)), None, None, None, None
 
 
 _recorded_operator.register_autograd(_backward, setup_context=_save_for_backward)

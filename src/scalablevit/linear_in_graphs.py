@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.kernels.recording import in_memory
-from scalablevit.kernels.selection import multiplies_any_rows, products_kernel
+from scalablevit.kernels.selection import multiplies_in_graphs, products_kernel
 from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.products import product, sum_of_rows, weight_gradient
-from scalablevit.recomputation import are_plain, may_be_transformed, product_dtype
+from scalablevit.recomputation import are_plain, is_recorded, may_be_transformed, product_dtype
 
 
 def linear_in_graph(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor | None:
@@ -31,23 +31,23 @@ def linear_in_graph(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Te
     Returns:
         (..., f).
     """
-    if x.device.type != "cpu" or weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
+    if x.device.type != "cpu" or weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or 0 in weight.shape:
         return None  # PyTorch says what is wrong
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         return None
-    dtype = autocast_dtype() or x.dtype
-    if not multiplies_any_rows(x.device, dtype) or product_dtype(x, None, (weight, bias)) != dtype:
+    dtype, recorded = autocast_dtype() or x.dtype, is_recorded(x, weight, bias)
+    if not multiplies_in_graphs(x.device, dtype, recorded=recorded) or product_dtype(x, None, (weight, bias)) != dtype:
         return None
-    if may_be_transformed() or not are_plain((weight, bias)) or (bias is not None and bias.dtype != weight.dtype):
+    if may_be_transformed() or not are_plain((x, weight, bias, residual)):
         return None
-    adds = residual is not None and residual.dtype == dtype and residual.shape[:-1] == x.shape[:-1]
+    adds = residual is not None and residual.dtype == dtype and residual.shape == (*x.shape[:-1], weight.shape[0])
     out = cast(Tensor, _operator(x.to(dtype), weight, bias, residual if adds else None))
     return out if adds or residual is None else residual + out
 
 
 @torch.library.custom_op("scalablevit::linear", mutates_args=())
 def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """In the type of x."""
+    """``x @ weight^T + bias + residual``, in the type of x, which is that of the residual stream."""
     kernel = products_kernel(x, x.dtype, weight, bias)
     if kernel is None:
         out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
@@ -63,35 +63,45 @@ def _operator_fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Ten
 
 
 @torch.library.custom_op("scalablevit::linear_backward", mutates_args=())
-def _backward_operator(grad: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """For x in its type, and for weight and bias in the type of the weight; an empty one where it is not needed."""
-    grads, rows = _rows(grad), _rows(x)
-    grad_x = product(grads, weight.to(grad.dtype)).view(x.shape) if needs[0] else x.new_empty(0)
-    grad_weight = weight_gradient([grads], rows).to(weight.dtype) if needs[1] else weight.new_empty(0)
-    grad_bias = sum_of_rows(grads).to(weight.dtype) if needs[2] else weight.new_empty(0)
+def _backward_operator(
+    grad: Tensor, x: Tensor | None, weight: Tensor | None, dtype: torch.dtype, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For x in its type, and for weight and bias in `dtype`; an empty one where it is not needed.
+
+    The first needs the weight, the second x: what is not needed need not be there.
+    """
+    grads = _rows(grad)
+    grad_x, grad_weight, grad_bias = (grad.new_empty(0, dtype=kind) for kind in (None, dtype, dtype))
+    if needs[0] and weight is not None:
+        grad_x = product(grads, weight.to(grad.dtype)).view(*grad.shape[:-1], weight.shape[1])
+    if needs[1] and x is not None:
+        grad_weight = weight_gradient([grads], _rows(x)).to(dtype)
+    if needs[2]:
+        grad_bias = sum_of_rows(grads).to(dtype)
     return grad_x, grad_weight, grad_bias
 
 
 @_backward_operator.register_fake
 def _backward_operator_fake(
-    grad: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]
+    grad: Tensor, x: Tensor | None, weight: Tensor | None, dtype: torch.dtype, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape if needs[0] else (0,)),
-        weight.new_empty(weight.shape if needs[1] else (0,)),
-        weight.new_empty(weight.shape[:1] if needs[2] else (0,)),
-    )
+    out = grad.shape[-1]
+    grad_x = grad.new_empty((*grad.shape[:-1], weight.shape[1]) if needs[0] and weight is not None else (0,))
+    of_weight = (out, x.shape[-1]) if needs[1] and x is not None else (0,)
+    return grad_x, grad.new_empty(of_weight, dtype=dtype), grad.new_empty(out if needs[2] else 0, dtype=dtype)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, *_ = inputs
-    ctx.save_for_backward(x, weight)
+    needs_x, needs_weight, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+    ctx.dtype = weight.dtype
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad[:3])
-    found = _backward_operator(grad, *ctx.saved_tensors, needs)
-    of_residual = grad if ctx.needs_input_grad[3] else None
+    *needs, needs_residual = ctx.needs_input_grad
+    found = _backward_operator(grad, *ctx.saved_tensors, ctx.dtype, needs)
+    of_residual = grad if needs_residual else None
     return *(one if needed else None for one, needed in zip(found, needs, strict=True)), of_residual
 
 

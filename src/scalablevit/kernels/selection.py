@@ -121,6 +121,17 @@ def multiplies_any_rows(device: torch.device, dtype: torch.dtype) -> bool:
     return fewest == 1 or (fewest > 0 and choices["native"] is True)
 
 
+def multiplies_in_graphs(device: torch.device, dtype: torch.dtype, *, recorded: bool) -> bool:
+    """Likewise, where compiled graphs had better call them layer by layer than PyTorch's, with gradients or without.
+
+    What an operator gives is new memory, and the compiler uses its own again: without gradients that is worth more than
+    products that are no faster than PyTorch's, as those on divided vectors are (docs/log.md).
+    """
+    if not multiplies_any_rows(device, dtype):
+        return False
+    return recorded or choices["native"] is True or _has_tiles() or _has_undivided_vectors()
+
+
 def windows_kernel(query_key: Tensor, value: Tensor, heads: int, window_size: int) -> Any:
     """The module whose `attend_in_windows` takes these maps; None if none does."""
     if query_key.ndim != 4 or value.ndim != 4:
@@ -370,5 +381,5 @@ def _fewest_rows(dtype: torch.dtype) -> int:
 
 # torch.compile asks while it traces, and does not look inside. This is what torch.compiler.assume_constant_result does,
 # which would import all of the compiler.
-for _function in (_has_library, _fewest_rows):
+for _function in (_has_library, _has_tiles, _has_undivided_vectors, _fewest_rows):
     _function.__dict__["_dynamo_marked_constant"] = True

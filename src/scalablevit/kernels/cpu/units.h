@@ -57,13 +57,16 @@ inline bool is_foreign_to_mkl() {
 #endif
 }
 
-// An AMD processor that works on wide vectors in one piece (Zen 5 on; those before take halves). What is around products
-// counts twice as much there.
+// AMD's family from Zen 5 on, of which most work on wide vectors in one piece (not all of laptops); those before take halves.
+// Products of PyTorch's by MKL do not know that, and what is around products counts for more (docs/log.md).
 inline bool has_undivided_vectors() {
 #if defined(__x86_64__) && defined(__AVX512F__) && defined(__GNUC__) && !defined(SCALABLEVIT_FOUR_LANES)
-  unsigned signature, other;
-  if (!is_foreign_to_mkl() || !__get_cpuid(1, &signature, &other, &other, &other)) return false;
-  return (signature >> 8 & 15) + (signature >> 20 & 255) >= 26;  // base family and what exceeds it
+  static const bool found = [] {  // virtual machines take microseconds to answer
+    unsigned signature, other;
+    if (!is_foreign_to_mkl() || !__get_cpuid(1, &signature, &other, &other, &other)) return false;
+    return (signature >> 8 & 15) + (signature >> 20 & 255) >= 26;  // base family and what exceeds it
+  }();
+  return found;
 #else
   return false;
 #endif
