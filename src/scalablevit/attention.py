@@ -22,6 +22,7 @@ from scalablevit.kernels.parts import ListParts, WindowParts
 from scalablevit.kernels.selection import is_wanted, takes_lim, windows_kernel
 from scalablevit.keys_values import DenseKeysValues, DepthwiseKeysValues, KeysValues, LinearKeysValues
 from scalablevit.layers import Branch, Linear, child_of, is_plain, is_plain_with, linear, plain_layer, plain_norm
+from scalablevit.linear_in_graphs import normed_linear_in_graph
 from scalablevit.norms import normed
 from scalablevit.projections import Projection, is_worthwhile, normed_projections
 from scalablevit.recomputation import norm_of
@@ -215,7 +216,11 @@ class InteractiveWindowedSelfAttention(Branch):
         out = None if parts is None else attend_in_graph(x, parts)
         if out is not None:
             return out
-        attended = self._attend_and_interact(*self._project(norm(x)))
+        before, layer, found = norm_of(norm), self.to_qkv, None
+        if before is not None and is_plain(layer):
+            found = normed_linear_in_graph(x, before, layer.weight, layer.bias, self.widths)
+        query_key, value = self._project(norm(x)) if found is None else found
+        attended = self._attend_and_interact(query_key, value)
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
     def _parts(self, norm: nn.LayerNorm) -> WindowParts | None:

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scalablevit.kernels.parts import Norm
 from scalablevit.kernels.recording import in_memory
 from scalablevit.kernels.selection import multiplies_in_graphs, products_kernel
 from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.products import product, sum_of_rows, weight_gradient
-from scalablevit.recomputation import are_plain, is_recorded, may_be_transformed, product_dtype
+from scalablevit.recomputation import are_plain, is_recorded, may_be_transformed, normalise, product_dtype
 
 
 def linear_in_graph(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor | None:
@@ -31,18 +32,48 @@ def linear_in_graph(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Te
     Returns:
         (..., f).
     """
+    dtype = _served_dtype(x, None, weight, bias)
+    if dtype is None or not are_plain((residual,)):
+        return None
+    adds = residual is not None and residual.dtype == dtype and residual.shape == (*x.shape[:-1], weight.shape[0])
+    out = cast(Tensor, _operator(x.to(dtype), weight, bias, residual if adds else None))
+    return out if adds or residual is None else residual + out
+
+
+def normed_linear_in_graph(
+    x: Tensor, norm: Norm, weight: Tensor, bias: Tensor | None, widths: Sequence[int]
+) -> tuple[Tensor, Tensor] | None:
+    """The same after a norm over the channels, in two parts of so many; None as well where it is recorded.
+
+    Args:
+        x: (..., c).
+        norm: What x goes through first.
+        weight: (f, c).
+        bias: (f).
+        widths: Two, f together.
+
+    Returns:
+        (..., widths[0]) and (..., widths[1]).
+    """
+    dtype = _served_dtype(x, norm, weight, bias)
+    if dtype != x.dtype or widths[0] % 32 or sum(widths) != weight.shape[0]:
+        return None
+    if norm.weight.shape != x.shape[-1:] or is_recorded(x, norm.weight, norm.bias, weight, bias):
+        return None
+    return cast(tuple[Tensor, Tensor], _normed_operator(x, *norm, weight, bias, widths[0]))
+
+
+def _served_dtype(x: Tensor, norm: Norm | None, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
+    """In which the operators multiply; None where the compiler had better see the layers."""
     if x.device.type != "cpu" or weight.ndim != 2 or x.shape[-1:] != weight.shape[1:] or 0 in weight.shape:
         return None  # PyTorch says what is wrong
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         return None
     dtype, recorded = autocast_dtype() or x.dtype, is_recorded(x, weight, bias)
-    if not multiplies_in_graphs(x.device, dtype, recorded=recorded) or product_dtype(x, None, (weight, bias)) != dtype:
+    if not multiplies_in_graphs(x.device, dtype, recorded=recorded) or product_dtype(x, norm, (weight, bias)) != dtype:
         return None
-    if may_be_transformed() or not are_plain((x, weight, bias, residual)):
-        return None
-    adds = residual is not None and residual.dtype == dtype and residual.shape == (*x.shape[:-1], weight.shape[0])
-    out = cast(Tensor, _operator(x.to(dtype), weight, bias, residual if adds else None))
-    return out if adds or residual is None else residual + out
+    parameters = (weight, bias) if norm is None else (weight, bias, norm.weight, norm.bias)
+    return None if may_be_transformed() or not are_plain((x, *parameters)) else dtype
 
 
 @torch.library.custom_op("scalablevit::linear", mutates_args=())
@@ -60,6 +91,41 @@ def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
 @_operator.register_fake
 def _operator_fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("scalablevit::normed_linear", mutates_args=())
+def _normed_operator(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    first_width: int,
+) -> tuple[Tensor, Tensor]:
+    """A linear layer after a norm, in the type of x: its first channels, so many, and the others."""
+    kernel, norm = products_kernel(x, x.dtype, weight, bias, norm_weight, norm_bias), (norm_weight, norm_bias, eps)
+    if kernel is None:
+        read = normalise(x, *norm)[0]
+        out = F.linear(read, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return out[..., :first_width].contiguous(), out[..., first_width:].clone()
+    parts = kernel.linear(_rows(x), weight, bias, norm=norm, first_columns=first_width)
+    first, second = (part.view(*x.shape[:-1], part.shape[-1]) for part in parts)
+    return first, second
+
+
+@_normed_operator.register_fake
+def _normed_operator_fake(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    first_width: int,
+) -> tuple[Tensor, Tensor]:
+    size = x.shape[:-1]
+    return x.new_empty(*size, first_width), x.new_empty(*size, weight.shape[0] - first_width)
 
 
 @torch.library.custom_op("scalablevit::linear_backward", mutates_args=())

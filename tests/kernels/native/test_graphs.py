@@ -14,8 +14,9 @@ from scalablevit import feed_forward
 from scalablevit.feed_forward import FeedForward
 from scalablevit.kernels import use_native
 from scalablevit.kernels.cpu import attention
+from scalablevit.kernels.parts import Norm
 from scalablevit.layers import Linear, PreNormResidual
-from scalablevit.linear_in_graphs import linear_in_graph
+from scalablevit.linear_in_graphs import linear_in_graph, normed_linear_in_graph
 from tests.networks import all_designs, randomise, small_network
 
 
@@ -112,6 +113,40 @@ def test_a_residual_stream_of_another_type_is_added_by_the_compiler(dtype, compi
     torch.testing.assert_close(out, expected, rtol=2e-2, atol=1e-1)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_in_two_parts_runs_the_norm_before_it(bias, dtype, compiled, nodes, calls):
+    norm, layer, widths = randomise(nn.LayerNorm(40)), randomise(Linear(40, 76, bias=bias)), (64, 12)
+
+    def run(x):
+        parameters = Norm(norm.weight, norm.bias, norm.eps)
+        return normed_linear_in_graph(x, parameters, layer.weight, layer.bias, widths)
+
+    graph = compiled(run)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        for shape in ((2, 3, 5, 40), (1, 9, 7, 40), (0, 2, 2, 40)):
+            x = torch.randn(shape, dtype=dtype)
+            expected = layer.double()(norm.double()(x.double())).split(widths, dim=-1)
+            norm.float(), layer.float()
+            with use_native(True):
+                found = graph(x)
+            with use_native(False):
+                steps = torch.ops.scalablevit.normed_linear(
+                    x, norm.weight, norm.bias, norm.eps, layer.weight, layer.bias, widths[0]
+                )
+            for parts in (found, steps):
+                for one, other in zip(parts, expected, strict=True):
+                    assert one.dtype == dtype
+                    torch.testing.assert_close(one.double(), other.double(), **tolerance(dtype))
+    assert nodes >= {"scalablevit.normed_linear.default"}
+    assert "linear" in calls
+    assert run(torch.randn(2, 3, 5, 40)) is None  # it is recorded
+
+
+def tolerance(dtype):
+    return {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the checks themselves
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_operators_pass_the_checks_of_torch_library(dtype, launcher, monkeypatch):
@@ -125,6 +160,9 @@ def test_the_operators_pass_the_checks_of_torch_library(dtype, launcher, monkeyp
             for residual in (None, parameter(*x.shape[:-1], 24)):
                 arguments = x, parameter(24, 40), parameter(24), residual
                 torch.library.opcheck(torch.ops.scalablevit.linear.default, arguments)
+            frozen = [one.detach() for one in (x, *norm_and_layers)]
+            arguments = *frozen[:3], 1e-5, *frozen[3:5], 64
+            torch.library.opcheck(torch.ops.scalablevit.normed_linear.default, arguments)
             for residual, kept_from in ((True, 1), (False, 256)):
                 monkeypatch.setattr(feed_forward, "_KEPT_FROM", kept_from)
                 arguments = x, *norm_and_layers, 1e-5, dtype, residual, True
