@@ -54,7 +54,7 @@ class Branch(nn.Module):
         raise NotImplementedError
 
     def compiled_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor | None:
-        """The same in operators of a compiled graph; None if the compiler does better by itself."""
+        """The same for a compiled graph, in operators as far as there are any; None for norm and branch as they are."""
         raise NotImplementedError
 
 
@@ -84,7 +84,7 @@ class PreNormResidual(nn.Module):
             return found if is_off else x + drop_path(found)
 
     def _compiled(self, x: Tensor) -> Tensor | None:
-        """What a compiled graph holds, if that is operators."""
+        """What a compiled graph holds in the place of norm and branch, if they are just what they were made as."""
         norm, branch, drop_path = self.norm, cast(Branch, self.branch), self.drop_path
         if not is_plain(norm, nn.LayerNorm) or not is_plain_with(branch, "compiled_after"):
             return None
