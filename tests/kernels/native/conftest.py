@@ -43,3 +43,14 @@ def kernels(request, tmp_path_factory):
 def launcher(kernels, monkeypatch):
     monkeypatch.setattr(attention, "library", lambda: kernels)
     return attention
+
+
+@pytest.fixture
+def calls(monkeypatch, launcher):
+    """The names of the kernels that ran."""
+    names, call = [], attention.call
+    for module in ("attention", "calls", "products", "rows"):
+        monkeypatch.setattr(
+            f"scalablevit.kernels.cpu.{module}.call", lambda name, *rest: names.append(name) or call(name, *rest)
+        )
+    return names

@@ -11,7 +11,6 @@ from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelf
 from scalablevit.blocks import attend_in_graph
 from scalablevit.design import DESIGNS
 from scalablevit.kernels import use_native
-from scalablevit.kernels.cpu import attention
 from scalablevit.keys_values import DepthwiseKeysValues
 from scalablevit.layers import PreNormResidual
 from tests.networks import randomise
@@ -24,17 +23,6 @@ KINDS = {
 }
 # Of few rows and of many, with windows and cells that stick out, and of a single row.
 MAPS = [(1, 7, 7), (2, 14, 9), (1, 3, 4), (1, 25, 16), (3, 6, 40)]
-
-
-@pytest.fixture
-def calls(monkeypatch, launcher):
-    """The names of the kernels that ran."""
-    names, call = [], attention.call
-    for module in ("attention", "calls", "products", "rows"):
-        monkeypatch.setattr(
-            f"scalablevit.kernels.cpu.{module}.call", lambda name, *rest: names.append(name) or call(name, *rest)
-        )
-    return names
 
 
 @pytest.fixture(params=KINDS)

@@ -13,7 +13,6 @@ from torch._functorch.aot_autograd import make_boxed_func
 from scalablevit import feed_forward
 from scalablevit.feed_forward import FeedForward
 from scalablevit.kernels import use_native
-from scalablevit.kernels.cpu import attention
 from scalablevit.kernels.parts import Norm
 from scalablevit.layers import Linear, PreNormResidual
 from scalablevit.linear_in_graphs import linear_in_graph, normed_linear_in_graph
@@ -25,17 +24,6 @@ def _fresh_compiler():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-@pytest.fixture
-def calls(monkeypatch, launcher):
-    """The names of the kernels that ran."""
-    names, call = [], attention.call
-    for module in ("attention", "calls", "products", "rows"):
-        monkeypatch.setattr(
-            f"scalablevit.kernels.cpu.{module}.call", lambda name, *rest: names.append(name) or call(name, *rest)
-        )
-    return names
 
 
 @pytest.fixture
