@@ -1,6 +1,7 @@
 """What the native kernels take, and that all else sees what it saw before."""
 
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -254,6 +255,39 @@ def test_products_of_backward_passes_on_vectors(shape, dtype, wide_vectors, take
     assert (selection.matrices_kernel(*sides, in_float32=False) is not None) == takes
     with use_native(True):
         assert selection.matrices_kernel(*sides, in_float32=False) is not None
+
+
+@pytest.mark.parametrize(
+    ("recorded", "tiles", "undivided", "fewest", "takes"),
+    [
+        (True, False, False, 1, True),
+        (False, False, False, 1, False),
+        (False, True, False, 1, True),
+        (False, False, True, 1, True),
+        (True, True, True, 256, False),  # products are PyTorch's
+    ],
+)
+def test_where_compiled_graphs_call_layer_by_layer(recorded, tiles, undivided, fewest, takes, monkeypatch):
+    monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: fewest)
+    monkeypatch.setattr(selection, "_has_tiles", lambda: tiles)
+    monkeypatch.setattr(selection, "_has_undivided_vectors", lambda: undivided)
+    device = torch.device("cpu")
+    assert selection.multiplies_in_graphs(device, torch.float32, recorded=recorded) == takes
+    assert not selection.multiplies_in_graphs(device, torch.float64, recorded=recorded)
+    with use_native(True):
+        assert selection.multiplies_in_graphs(device, torch.float32, recorded=recorded)
+    with use_native(False):
+        assert not selection.multiplies_in_graphs(device, torch.float32, recorded=recorded)
+
+
+def test_undivided_vectors_are_those_of_amd_from_family_26_on():
+    path = Path("/proc/cpuinfo")
+    if not selection._has_library() or not path.exists() or "vendor_id" not in path.read_text():
+        pytest.skip("no library, or a processor that Linux describes otherwise")
+    lines = (line.partition(":") for line in path.read_text().splitlines() if ":" in line)
+    about = {name.strip(): value.strip() for name, _, value in lines}
+    expected = about["vendor_id"] == "AuthenticAMD" and int(about["cpu family"]) >= 26 and "avx512f" in about["flags"]
+    assert selection._has_undivided_vectors() == expected
 
 
 @pytest.mark.parametrize(
