@@ -142,7 +142,7 @@ def test_the_operators_pass_the_checks_of_torch_library(dtype, launcher, monkeyp
         return torch.randn(*shape, dtype=dtype, requires_grad=True)
 
     norm_and_layers = [parameter(*shape) for shape in ((40,), (40,), (160, 40), (160,), (40, 160), (40,))]
-    turned = parameter(1, 40, 5, 4).permute(0, 3, 2, 1)
+    turned = parameter(1, 40, 4, 5).permute(0, 2, 3, 1)
     with use_native(True):
         for x in (parameter(2, 5, 4, 40), turned):
             for residual in (None, parameter(*x.shape[:-1], 24)):
@@ -155,6 +155,18 @@ def test_the_operators_pass_the_checks_of_torch_library(dtype, launcher, monkeyp
                 monkeypatch.setattr(feed_forward, "_KEPT_FROM", kept_from)
                 arguments = x, *norm_and_layers, 1e-5, dtype, residual, True
                 torch.library.opcheck(torch.ops.scalablevit.recorded_feed_forward.default, arguments)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_gradients_lie_in_memory_as_compilers_take_them_to(native, launcher):
+    x = torch.randn(1, 40, 4, 5).permute(0, 2, 3, 1)  # of which rows are a view that does not lie row by row
+    shapes = (40,), (40,), (160, 40), (160,), (40, 160), (40,)
+    tensors = [x, *(torch.randn(shape) for shape in shapes)]
+    arguments = torch.randn(x.shape), torch.empty(20, 0), tensors, 1e-5, torch.float32, True, [True] * len(tensors)
+    with use_native(native):
+        found = torch.ops.scalablevit.feed_forward_backward(*arguments)
+    assert [one.shape for one in found] == [one.shape for one in tensors]
+    assert all(one.is_contiguous() for one in found)
 
 
 @pytest.mark.parametrize("kept_from", [1, 256])
