@@ -87,7 +87,7 @@ class ScalableSelfAttention(Branch):
         return self.dropout(self.to_out(self._attend(self.to_q(x), self.keys_values(x))))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        parts = self._parts(norm)
+        parts = self.parts_after(norm)
         out = None if parts is None else attend_at_once(x, parts, residual=residual)
         if out is not None:
             return out
@@ -102,7 +102,7 @@ class ScalableSelfAttention(Branch):
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
     def compiled_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        parts = self._parts(norm) if residual and x.device.type == "cpu" else None
+        parts = self.parts_after(norm) if residual and x.device.type == "cpu" else None
         out = None if parts is None else attend_in_graph(x, parts)
         if out is not None:
             return out
@@ -110,8 +110,7 @@ class ScalableSelfAttention(Branch):
         attended = self._attend(self.to_q(read), self.keys_values(read))
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
-    def _parts(self, norm: nn.LayerNorm) -> ListParts | None:
-        """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
+    def parts_after(self, norm: nn.LayerNorm) -> ListParts | None:
         before, reduction, factor, heads = plain_norm(norm), None, 1, self.heads
         keys_values, dropout = child_of(self, "keys_values"), child_of(self, "dropout")
         if isinstance(keys_values, DepthwiseKeysValues) and is_plain(keys_values, DepthwiseKeysValues):
@@ -197,7 +196,7 @@ class InteractiveWindowedSelfAttention(Branch):
         return self.dropout(self.to_out(self._attend_and_interact(query_key, value)))
 
     def forward_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        parts = self._parts(norm)
+        parts = self.parts_after(norm)
         out = None if parts is None else attend_at_once(x, parts, residual=residual)
         if out is not None:
             return out
@@ -212,7 +211,7 @@ class InteractiveWindowedSelfAttention(Branch):
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
     def compiled_after(self, norm: nn.LayerNorm, x: Tensor, *, residual: bool) -> Tensor:
-        parts = self._parts(norm) if residual and x.device.type == "cpu" else None
+        parts = self.parts_after(norm) if residual and x.device.type == "cpu" else None
         out = None if parts is None else attend_in_graph(x, parts)
         if out is not None:
             return out
@@ -223,8 +222,7 @@ class InteractiveWindowedSelfAttention(Branch):
         attended = self._attend_and_interact(query_key, value)
         return add_projected(x if residual else None, self.to_out, self.dropout, attended)
 
-    def _parts(self, norm: nn.LayerNorm) -> WindowParts | None:
-        """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
+    def parts_after(self, norm: nn.LayerNorm) -> WindowParts | None:
         before, attention, dropout = plain_norm(norm), child_of(self, "attention"), child_of(self, "dropout")
         convolution = child_of(self, "lim")
         if not isinstance(attention, WindowAttention) or not is_plain(attention, WindowAttention) or before is None:

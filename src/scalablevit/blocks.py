@@ -123,25 +123,23 @@ def _call_natively(
     def find() -> BlockCall | None:
         parts = kind.of(tensors, numbers, factors)
         found = product_dtype(x, parts.norm, tensors[2:]) if dtype is None else dtype
-        return None if found is None else _call_for(x, parts, found, residual=residual)
+        return None if found is None else call_for(x, parts, found, residual=residual)
 
     return remembered(case, tensors, find)
 
 
-def _attend_natively(
-    x: Tensor,
-    kind: type[WindowParts] | type[ListParts],
-    tensors: Sequence[Tensor | None],
-    numbers: Sequence[int],
-    factors: Sequence[float],
-    dtype: torch.dtype,
-) -> Tensor | None:
-    """A map plus the attention of these parts, by a kernel; None where none takes these sizes and types."""
-    run = _call_natively(x, kind, tensors, numbers, factors, dtype, residual=True)
-    return None if run is None else run(x, tensors)
+def attend(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype) -> Tensor:
+    """A map plus its attention, in products of `dtype`, of which nothing is recorded: by a kernel or step by step."""
+    x, tensors = x.contiguous(), parts.tensors()
+    run = _call_natively(x, type(parts), tensors, parts.numbers(), parts.factors(), dtype, residual=True)
+    if run is not None:
+        return run(x, tensors)
+    with without_autocast(x):
+        return x + run_by_steps(x, parts, dtype)
 
 
-def _call_for(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype, *, residual: bool) -> BlockCall | None:
+def call_for(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype, *, residual: bool) -> BlockCall | None:
+    """The kernel's call for maps such as x, in products of `dtype`; None where there is none."""
     if isinstance(parts, ListParts) and (parts.reduction is None) != (parts.factor == 1):
         return None  # to the kernel a factor says whether there is a reduction
     parameters: list[Tensor] = []
@@ -166,12 +164,7 @@ def _window_block(
     x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
     """A map plus its attention in windows, in products of `dtype`: what `WindowParts` comes apart into."""
-    x = x.contiguous()
-    out = _attend_natively(x, WindowParts, tensors, numbers, factors, dtype)
-    if out is not None:
-        return out
-    with without_autocast(x):
-        return x + run_by_steps(x, WindowParts.of(tensors, numbers, factors), dtype)
+    return attend(x, WindowParts.of(tensors, numbers, factors), dtype)
 
 
 @torch.library.custom_op("scalablevit::list_block", mutates_args=())
@@ -179,12 +172,7 @@ def _list_block(
     x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
     """A map plus its attention to a reduced one, in products of `dtype`: what `ListParts` comes apart into."""
-    x = x.contiguous()
-    out = _attend_natively(x, ListParts, tensors, numbers, factors, dtype)
-    if out is not None:
-        return out
-    with without_autocast(x):
-        return x + run_by_steps(x, ListParts.of(tensors, numbers, factors), dtype)
+    return attend(x, ListParts.of(tensors, numbers, factors), dtype)
 
 
 @_window_block.register_fake

@@ -23,7 +23,7 @@ from scalablevit.dropping import can_drop, probability_of
 from scalablevit.feed_forward_passes import Settings, gradients, run_forward, run_plainly
 from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.dropout import Dropout
-from scalablevit.kernels.parts import Norm
+from scalablevit.kernels.parts import FeedForwardParts, Norm
 from scalablevit.kernels.recording import is_batched
 from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import is_readable, is_wanted, multiplies_in_graphs, products_kernel
@@ -139,6 +139,14 @@ class FeedForward(Branch):
         keeps = any(one.requires_grad for one in (x, *tensors[:-1]))  # all gradients but that of the last bias need it
         return cast(Tensor, _recorded_operator(x, *tensors, *settings, keeps)[0])
 
+    def parts_after(self, norm: nn.LayerNorm) -> FeedForwardParts | None:
+        before, dropout = plain_norm(norm), child_of(self, "dropout")
+        fc1, fc2 = plain_layer(child_of(self, "fc1")), plain_layer(child_of(self, "fc2"))
+        if before is None or fc1 is None or fc2 is None or fc1.bias is None or fc2.bias is None:
+            return None
+        is_off = is_plain(dropout, nn.Dropout) and probability_of(dropout) == 0.0
+        return FeedForwardParts(before, fc1, fc2) if is_off else None
+
     def _is_plain(self) -> bool:
         return is_plain(self.fc1) and is_plain(self.fc2) and is_plain(self.dropout, nn.Dropout)
 
@@ -194,17 +202,26 @@ def _run_natively(
     tensors = norm_weight, norm_bias, *layers
     case = x.shape, x.dtype, dtype, residual, eps
 
-    def find() -> BlockCall | None:
-        if not _fit(x, norm, layers) or len({one.dtype for one in layers[::2] if one is not None}) > 1:
-            return None
-        found = product_dtype(x, norm, layers) if dtype is None else dtype
-        kernel = None if found is None else products_kernel(x, found, *tensors)
-        if kernel is None:
-            return None
-        return cast(BlockCall, kernel.feed_forward_call(x, tensors, eps, residual=residual))
-
-    run = remembered(case, tensors, find)
+    run = remembered(case, tensors, lambda: call_for(x, norm, layers, dtype, residual=residual))
     return None if run is None else run(x, tensors)
+
+
+def call_for(
+    x: Tensor, norm: Norm | None, layers: Sequence[Tensor | None], dtype: torch.dtype | None, *, residual: bool
+) -> BlockCall | None:
+    """The kernel's call for maps such as x; None where there is none.
+
+    Products are of `dtype`; without one, as autocast has them.
+    """
+    if not _fit(x, norm, layers) or len({one.dtype for one in layers[::2] if one is not None}) > 1:
+        return None
+    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
+    tensors = norm_weight, norm_bias, *layers
+    found = product_dtype(x, norm, layers) if dtype is None else dtype
+    kernel = None if found is None else products_kernel(x, found, *tensors)
+    if kernel is None:
+        return None
+    return cast(BlockCall, kernel.feed_forward_call(x, tensors, eps, residual=residual))
 
 
 @torch.library.custom_op("scalablevit::feed_forward", mutates_args=())
@@ -221,11 +238,24 @@ def _operator(
     residual: bool,
 ) -> Tensor:
     """`feed_forward` after a norm, for compiled graphs without a backward pass; products are of `dtype`."""
-    x, layers = x.contiguous(), (weight1, bias1, weight2, bias2)
-    out = _run_natively(x, Norm(norm_weight, norm_bias, eps), layers, dtype, residual=residual)
+    layers = weight1, bias1, weight2, bias2
+    return feed_forward_after(x, Norm(norm_weight, norm_bias, eps), layers, dtype, residual=residual)
+
+
+def feed_forward_after(
+    x: Tensor, norm: Norm, layers: Sequence[Tensor | None], dtype: torch.dtype, *, residual: bool = True
+) -> Tensor:
+    """`feed_forward` without dropout, of which nothing is recorded: by a kernel or slice by slice.
+
+    The layers are weight and bias of the one, then of the other.
+    """
+    x = x.contiguous()
+    out = _run_natively(x, norm, layers, dtype, residual=residual)
     if out is not None:
         return out
-    return run_forward(Settings(dtype, eps, residual), x, norm_weight, norm_bias, *layers, kept=None)
+    weight1, bias1, weight2, bias2 = cast(Sequence[Tensor], layers)
+    of_layers = weight1, bias1, weight2, bias2
+    return run_forward(Settings(dtype, norm.eps, residual), x, norm.weight, norm.bias, *of_layers, kept=None)
 
 
 @_operator.register_fake

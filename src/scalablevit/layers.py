@@ -15,7 +15,7 @@ from torch.nn.modules import module as of_all_modules
 
 from scalablevit.convolutions import MapConv2d
 from scalablevit.dot_product import is_eager
-from scalablevit.kernels.parts import Layer, Norm
+from scalablevit.kernels.parts import BlockParts, Layer, Norm, PositionParts
 from scalablevit.linear_in_graphs import linear_in_graph
 from scalablevit.norms import normed
 from scalablevit.patches import embed_in_graph, embed_natively
@@ -57,6 +57,10 @@ class Branch(nn.Module):
         """The same for a compiled graph, in operators as far as there are any; None for norm and branch as they are."""
         raise NotImplementedError
 
+    def parts_after(self, norm: nn.LayerNorm) -> BlockParts | None:
+        """What it is made of after a norm; None where that is not just what it was made as, or with dropout."""
+        raise NotImplementedError
+
 
 class PreNormResidual(nn.Module):
     """x + drop_path(branch(norm(x))), the form of every block of a layer but PEG. Maps (b, h, w, c) to (b, h, w, c)."""
@@ -82,6 +86,14 @@ class PreNormResidual(nn.Module):
             is_off = is_plain(drop_path, DropPath) and drop_path.is_off()
             found: Tensor = branch.forward_after(norm, x, residual=is_off)
             return found if is_off else x + drop_path(found)
+
+    def parts(self) -> BlockParts | None:
+        """What it is made of; None where that is not just what it was made as, or something is dropped."""
+        norm, branch, drop_path = child_of(self, "norm"), child_of(self, "branch"), child_of(self, "drop_path")
+        if not is_plain(drop_path, DropPath) or not drop_path.is_off() or not is_plain_with(branch, "parts_after"):
+            return None
+        found: BlockParts | None = branch.parts_after(norm)
+        return found
 
     def _compiled(self, x: Tensor) -> Tensor | None:
         """What a compiled graph holds in the place of norm and branch, if they are just what they were made as."""
@@ -201,6 +213,12 @@ class PEG(nn.Module):
             plain = is_eager(x) and is_plain(self.conv, MapConv2d)
             out = self.conv.convolve_depthwise(x, residual=True) if plain else None
             return x + self.conv(x) if out is None else out
+
+    def parts(self) -> PositionParts | None:
+        """What it is made of; None where that is not just what it was made as."""
+        conv = child_of(self, "conv")
+        layer = plain_layer(conv, MapConv2d)
+        return PositionParts(layer) if layer is not None and conv.is_depthwise_3x3() else None
 
 
 def is_plain(module: nn.Module | None, kind: type[nn.Module] = Linear) -> bool:

@@ -18,6 +18,7 @@ from scalablevit.configuration import StageConfig
 from scalablevit.design import Design
 from scalablevit.feed_forward import FeedForward
 from scalablevit.layers import PEG, PreNormResidual
+from scalablevit.sequences import run_blocks
 
 
 class Layer(nn.Sequential):
@@ -95,5 +96,10 @@ class Stage(nn.Module):
             for layer in self.layers:
                 x = checkpoint(layer, x, use_reentrant=False)
         else:
-            x = self.layers(x)
+            out = None if torch.jit.is_scripting() else self._run_at_once(x)
+            x = self.layers(x) if out is None else out
         return self.norm(x)
+
+    @torch.jit.unused
+    def _run_at_once(self, x: Tensor) -> Tensor | None:
+        return run_blocks(self.layers, x)

@@ -1,7 +1,8 @@
-"""What an attention of the paper's design is made of, from the norm to its last layer.
+"""What the blocks of a layer are made of, attentions in the paper's design, from the norm to the last layer.
 
-Axes: c channels, n heads, d width of a query and key head, d' of a value head, r positions along each side of a cell.
-Both kinds come apart into tensors, whole numbers and factors, which is what an operator of a graph can take.
+Axes: c channels, n heads, d width of a query and key head, d' of a value head, r positions along each side of a cell,
+f channels of a hidden layer. All kinds come apart into tensors, whole numbers and factors, which is what an operator of
+a graph can take.
 """
 
 from __future__ import annotations
@@ -142,6 +143,60 @@ class ListParts(NamedTuple):
         reduction = None if cells.weight is None else Reduction(cells, scaling, _norm(inner, inner_eps))
         layers, widths = (to_query, reduction, to_key_value, to_out), (key_width, value_width)
         return cls(_norm(norm, eps), *layers, heads, widths, factor, scale)
+
+
+class FeedForwardParts(NamedTuple):
+    """A feed-forward without dropout.
+
+    Args:
+        norm: In front.
+        first: (f, c), with a bias.
+        second: (c, f), likewise.
+    """
+
+    norm: Norm
+    first: Layer
+    second: Layer
+
+    def tensors(self) -> list[Tensor | None]:
+        return [*self.norm[:2], *self.first, *self.second]
+
+    def numbers(self) -> list[int]:
+        return []
+
+    def factors(self) -> list[float]:
+        return [self.norm.eps]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float]) -> FeedForwardParts:
+        norm, first, second = _pairs(tensors)
+        return cls(_norm(norm, *factors), first, second)
+
+
+class PositionParts(NamedTuple):
+    """A positional encoding.
+
+    Args:
+        convolution: (c, 1, 3, 3), with or without a bias.
+    """
+
+    convolution: Layer
+
+    def tensors(self) -> list[Tensor | None]:
+        return [*self.convolution]
+
+    def numbers(self) -> list[int]:
+        return []
+
+    def factors(self) -> list[float]:
+        return []
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float]) -> PositionParts:
+        return cls(*_pairs(tensors))
+
+
+BlockParts = WindowParts | ListParts | FeedForwardParts | PositionParts
 
 
 def _norm_sizes(channels: int) -> list[tuple[int, ...]]:

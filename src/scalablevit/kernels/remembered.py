@@ -17,12 +17,12 @@ Found = TypeVar("Found")
 
 _PLAIN = {Tensor, nn.Parameter, type(None)}
 _UNKNOWN: Any = object()
-# A case takes 1.5 KB. Those of one block are, for example, sizes of maps.
+# A case takes 1.5 KB, of all blocks of a stage some 50. Those of one block are, for example, sizes of maps.
 _MOST_BLOCKS, _MOST_CASES = 2048, 16
 
-# By the address of the first tensor: what was asked about all of them, and what was found in each case. Only numbers
-# are kept of tensors, so that none lives longer for it.
-_known: dict[int, tuple[list[Any], dict[Hashable, Any]]] = {}
+# By the address of the first tensor, and how many there are: what was asked about all of them, and what was found in
+# each case. Only numbers are kept of tensors, so that none lives longer for it.
+_known: dict[tuple[int, int], tuple[list[Any], dict[Hashable, Any]]] = {}
 
 
 def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[[], Found]) -> Found:
@@ -39,12 +39,12 @@ def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[
         None if x is None else (x.data_ptr(), x.dtype, x.shape, x.is_contiguous(), x.is_cpu, type(x), x.is_neg())
         for x in tensors
     ]
-    address = next(fact[0] for fact in facts if fact is not None)
-    known = _known.get(address)
+    place = next(fact[0] for fact in facts if fact is not None), len(facts)
+    known = _known.get(place)
     if known is None or known[0] != facts:
         if len(_known) >= _MOST_BLOCKS:
             _known.clear()
-        known = _known[address] = facts, {}
+        known = _known[place] = facts, {}
     cases, case = known[1], (case, autocast_dtype(), *choices.values())
     found: Found = cases.get(case, _UNKNOWN)
     if found is _UNKNOWN:

@@ -310,7 +310,7 @@ def test_compiled_graphs_see_the_steps_where_gradients_are_wanted_or_products_ar
 @pytest.mark.parametrize("shape", [(2, 14, 9), (1, 2, 5), (1, 1, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_operator_without_a_kernel_goes_step_by_step(block, shape, dtype, calls):
-    parts = block.branch._parts(block.norm)
+    parts = block.branch.parts_after(block.norm)
     operator = getattr(torch.ops.scalablevit, operator_of(block).split(".")[1])
     x = torch.randn(*shape, 40)
     with torch.no_grad(), use_native(False):
@@ -333,7 +333,7 @@ def test_compiled_graphs_have_the_types_of_autocast(block, residual_dtype, calls
 
 
 def test_the_operator_passes_the_checks_of_torch_library(block, calls):
-    parts = block.branch._parts(block.norm)
+    parts = block.branch.parts_after(block.norm)
     operator = getattr(torch.ops.scalablevit, operator_of(block).split(".")[1]).default
     tensors = [None if one is None else one.detach() for one in parts.tensors()]
     for shape in ((1, 7, 7), (2, 14, 9)):
@@ -348,7 +348,7 @@ def test_compiled_graphs_keep_empty_batches_and_refuse_what_layers_refuse(block,
             with use_native(choice):
                 compiled, _ = compiled_with_nodes(block)
                 assert compiled(x[:0]).shape == (0, 14, 14, 40)
-        parts = block.branch._parts(block.norm)
+        parts = block.branch.parts_after(block.norm)
         operator = getattr(torch.ops.scalablevit, operator_of(block).split(".")[1])
         assert operator(x[:0], parts.tensors(), parts.numbers(), parts.factors(), torch.float32).shape[0] == 0
         with use_native(True), pytest.raises(Exception, match=r"dtype|scalar type"):
@@ -357,7 +357,7 @@ def test_compiled_graphs_keep_empty_batches_and_refuse_what_layers_refuse(block,
 
 def test_derivatives_forwards_are_left_to_the_layers(block):
     """The operator has no rule for them, so that they would be zeros."""
-    parts, x = block.branch._parts(block.norm), torch.randn(1, 7, 7, 40)
+    parts, x = block.branch.parts_after(block.norm), torch.randn(1, 7, 7, 40)
     with torch.no_grad(), use_native(True):
         assert attend_in_graph(x, parts) is not None
         with torch.autograd.forward_ad.dual_level():

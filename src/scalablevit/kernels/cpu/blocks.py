@@ -6,7 +6,6 @@ Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c), contiguous,
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 
@@ -30,7 +29,7 @@ def window_call(x: Tensor, parts: WindowParts, *, residual: bool) -> BlockCall:
         parts.tensors(),
         room=_room(x, 9 * heads * value_width, positions * heads * 2 * (key_width + value_width)),
         sizes=(*x.shape, heads, key_width, value_width, *window, int(residual)),
-        settings=tuple(ctypes.c_float(factor) for factor in parts.factors()),
+        factors=parts.factors(),
     )
 
 
@@ -52,7 +51,7 @@ def list_call(x: Tensor, parts: ListParts, *, residual: bool) -> BlockCall:
         parts.tensors(),
         room=_room(x, factor * factor * c, numbers),
         sizes=(*x.shape, heads, key_width, value_width, factor, int(residual)),
-        settings=tuple(ctypes.c_float(factor) for factor in parts.factors()),
+        factors=parts.factors(),
     )
 
 

@@ -1,4 +1,5 @@
-"""Calls of C++ kernels that read a dozen tensors: whole branches of a block, from the norm to the sum.
+"""Calls of C++ kernels that read a dozen tensors: whole branches of a block, from the norm to the sum, and several of
+them one after the other.
 
 Axes: c channels. Tensors are on a CPU, of types and sizes that the caller has looked at: weights are contiguous, of the
 type of the map or float32.
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scalablevit.kernels.cpu.attention import call
+from scalablevit.kernels.cpu.attention import addresses, call
 from scalablevit.kernels.cpu.rows import as_float
 
 
@@ -27,7 +28,8 @@ class BlockCall(NamedTuple):
         weight: Which parameter the weight is whose type was given; None without one.
         room: How many numbers of the type of the map the kernel wants memory for.
         sizes: In the kernel's order.
-        settings: What the kernel is given beside all these, in its order.
+        factors: What the kernel is given beside all these, in its order: first these numbers.
+        settings: Then these.
     """
 
     name: str
@@ -36,6 +38,7 @@ class BlockCall(NamedTuple):
     weight: int | None
     room: int
     sizes: tuple[int, ...]
+    factors: tuple[float, ...]
     settings: tuple[Any, ...]
 
     @classmethod
@@ -48,6 +51,7 @@ class BlockCall(NamedTuple):
         *,
         room: int = 0,
         sizes: tuple[int, ...],
+        factors: Sequence[float] = (),
         settings: tuple[Any, ...] = (),
     ) -> BlockCall:
         """For a map such as x and these parameters; layers are of the type of the weight, if there are any."""
@@ -55,7 +59,7 @@ class BlockCall(NamedTuple):
         read = _as_read(parameters, place)
         kept = all(one is parameter for one, parameter in zip(read, parameters, strict=True))
         types = (x.dtype,) if weight is None else (x.dtype, weight.dtype)
-        return cls(name, types, _addresses(read) if kept else None, place, room, sizes, settings)
+        return cls(name, types, _addresses(read) if kept else None, place, room, sizes, tuple(factors), settings)
 
     def __call__(self, x: Tensor, parameters: Sequence[Tensor | None]) -> Tensor:
         """What the kernel makes of a map, contiguous and as large."""
@@ -65,14 +69,65 @@ class BlockCall(NamedTuple):
 
     def into(self, out: Tensor, x: Tensor, parameters: Sequence[Tensor | None], between: Tensor | None) -> None:
         """Likewise, into memory that is there; `between` is where what comes before the result goes."""
-        read, addresses = parameters, self.addresses
-        if addresses is None:
-            read = _as_read(parameters, self.weight)  # which lives until the kernel returns
-            addresses = _addresses(read)
-        room = 0 if between is None else between.data_ptr()
-        numbers = x.data_ptr(), *addresses, room, out.data_ptr(), *self.sizes
-        block = (ctypes.c_int64 * len(numbers))(*numbers)
-        call(self.name, self.types, block, *self.settings)
+        read = self.as_read(parameters)  # which lives until the kernel returns
+        block = self.block(read, x.data_ptr(), 0 if between is None else between.data_ptr(), out.data_ptr())
+        call(self.name, self.types, block, *map(ctypes.c_float, self.factors), *self.settings)
+
+    def as_read(self, parameters: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """The parameters as the kernel reads them."""
+        return _as_read(parameters, self.weight) if self.addresses is None else parameters
+
+    def block(self, read: Sequence[Tensor | None], x: int, between: int, out: int) -> ctypes.Array[ctypes.c_int64]:
+        """The kernel's struct, with these parameters and addresses."""
+        addresses = _addresses(read) if self.addresses is None else self.addresses
+        numbers = x, *addresses, between, out, *self.sizes
+        return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+class _Step(ctypes.Structure):
+    """One call of several."""
+
+    _fields_ = (("branch", ctypes.c_int64), ("block", ctypes.c_void_p), ("factors", ctypes.c_float * 4))
+
+
+_BRANCHES = "attend_in_windows_block", "attend_to_list_block", "feed_forward_block", "convolve_depthwise"
+
+
+class SequenceCall:
+    """Calls for maps of one size one after the other: each reads what the one before gave.
+
+    Args:
+        calls: In their order, of the kernels that `sequence.h` has. A feed-forward drops nothing.
+    """
+
+    def __init__(self, calls: Sequence[BlockCall]) -> None:
+        self._calls = calls
+        self._types = max((one.types for one in calls), key=len)
+        assert {one.types for one in calls} <= {self._types, self._types[:1]}
+        self._room = max(one.room for one in calls)
+        self._turns = any(one.name == _BRANCHES[-1] for one in calls[1:])
+        self._blocks = [None if one.addresses is None else one.block((), 0, 0, 0) for one in calls]
+        self._steps = (_Step * len(calls))()
+        for step, one, block in zip(self._steps, calls, self._blocks, strict=True):
+            step.branch, step.factors = _BRANCHES.index(one.name), one.factors
+            step.block = None if block is None else ctypes.addressof(block)
+
+    def __call__(self, x: Tensor, parameters: Sequence[Sequence[Tensor | None]]) -> Tensor:
+        """What comes of a contiguous map in the end, contiguous and as large; of each call its parameters."""
+        out, room = torch.empty_like(x), x.new_empty(self._room)
+        other = torch.empty_like(x) if self._turns else None
+        steps, living = self._steps, []
+        if None in self._blocks:  # some parameters are converted each time
+            steps = type(steps).from_buffer_copy(steps)
+            for i, (one, own) in enumerate(zip(self._calls, parameters, strict=True)):
+                if self._blocks[i] is None:
+                    read = one.as_read(own)
+                    block = one.block(read, 0, 0, 0)
+                    living.append((read, block))
+                    steps[i].block = ctypes.addressof(block)
+        numbers = steps, ctypes.c_int64(len(steps)), *addresses(x, other, room, out)
+        call("run_steps", self._types, *numbers)
+        return out
 
 
 def _as_read(parameters: Sequence[Tensor | None], weight: int | None) -> list[Tensor | None]:

@@ -6,7 +6,6 @@ Maps are (b, h, w, c), contiguous, and of the types and sizes that `scalablevit.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -44,5 +43,5 @@ def patch_call(
         parameters,
         room=-(-weight.numel() * weight.itemsize // like.itemsize),
         sizes=(*map_size, weight.shape[-1], stride, padding, *out_size[1:]),
-        settings=(ctypes.c_float(eps),),
+        factors=(eps,),
     )

@@ -95,9 +95,9 @@ def feed_forward_call(
     weight = parameters[2]
     assert weight is not None
     hidden, width = weight.shape
-    settings = ctypes.c_float(eps), dropout.arguments()[0], *dropout.another().arguments()
+    settings = dropout.arguments()[0], *dropout.another().arguments()
     sizes = x.numel() // width, width, hidden, int(residual)
-    return BlockCall.of("feed_forward_block", x, weight, parameters, sizes=sizes, settings=settings)
+    return BlockCall.of("feed_forward_block", x, weight, parameters, sizes=sizes, factors=(eps,), settings=settings)
 
 
 def differentiate_feed_forward(
