@@ -9,6 +9,7 @@
 
 #include "few_rows.h"
 #include "lists.h"
+#include "shared_parts.h"
 #include "windows.h"
 
 namespace scalablevit {
@@ -101,12 +102,11 @@ void attend_in_windows_block(const WindowBlock& a, float eps, float scale, int t
 template <typename T>
 void reduce_normed(const ListBlock& a, const float* taps, float eps, T* out, int threads) {
   const int64_t r = a.factor, rows = a.height / r, columns = a.width / r, c = a.channels;
-  const int at_once = (int)std::max<int64_t>(1, columns);
+  SharedParts cells(a.b * rows * columns, threads);
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> sums(round_up((int)c, kLanes));
-#pragma omp for schedule(dynamic, at_once)
-    for (int64_t cell = 0; cell < a.b * rows * columns; ++cell) {
+    cells.for_each([&](int64_t cell) {
       const int64_t image = cell / (rows * columns), y = cell / columns % rows * r, x = cell % columns * r;
       for_each_vector((int)c, [&](int i, int count) { store(&sums[i], load_some(a.cell_bias + i, count)); });
       for (int64_t tap = 0; tap < r * r; ++tap) {
@@ -119,7 +119,7 @@ void reduce_normed(const ListBlock& a, const float* taps, float eps, T* out, int
         });
       }
       for_each_vector((int)c, [&](int i, int count) { store_some(out + cell * c + i, load(&sums[i]), count); });
-    }
+    });
   }
 }
 

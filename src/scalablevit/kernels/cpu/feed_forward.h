@@ -79,6 +79,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
   const Division division = divide<Products>(rows, threads, Products::kMostRows);
   const int64_t some = division.part, row_groups = groups_of(some);
   const int64_t stride = groups * kGroup;
+  SharedParts parts(divided_up(rows, some), threads);
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch scratch;
@@ -98,9 +99,8 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
       Products::pack_right(Side<W>{weight2, hidden, 1}, g * kGroup, at_most(kGroup, width, g * kGroup), 0, hidden,
                            second + g * hidden_size);
     const Gelu<T> gelu;
-#pragma omp for schedule(dynamic)
-    for (int64_t start = 0; start < rows; start += some) {
-      const int64_t count = std::min(some, rows - start), now = groups_of(count);
+    parts.for_each([&](int64_t part) {
+      const int64_t start = part * some, count = std::min(some, rows - start), now = groups_of(count);
       const T* from = x + start * width;
       for (int64_t r = 0; r < now; ++r)
         read.template pack_left<Products>(start + r * kGroup, at_most(kGroup, count, r * kGroup), room, left + r * size);
@@ -161,7 +161,7 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
           store_some(out + (start + i) * width + j, found, some_columns);
         });
       }
-    }
+    });
     if (kept) finish_past_caches();
   }
 }

@@ -74,6 +74,7 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
   Number* right = of_weights.take<Number>(groups * right_size);
   const Division division = divide<Products>(rows, threads, std::max(Products::kRows, x.most(Products::kMostRows)));
   const int64_t some = division.part, room = x.room();
+  SharedParts parts(divided_up(rows, some), threads);
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch scratch;
@@ -84,9 +85,8 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
     for (int64_t g = 0; g < groups; ++g)
       Products::pack_right(Side<W>{weight, width, 1}, g * kGroup, at_most(kGroup, columns, g * kGroup), 0, width,
                            right + g * right_size);
-#pragma omp for schedule(dynamic)
-    for (int64_t start = 0; start < rows; start += some) {
-      const int64_t count = std::min(some, rows - start);
+    parts.for_each([&](int64_t part) {
+      const int64_t start = part * some, count = std::min(some, rows - start);
       for (int64_t r = 0; r < groups_of(count); ++r)
         x.template pack_left<Products>(start + r * kGroup, at_most(kGroup, count, r * kGroup), read, left + r * size);
       for_each_block<Products>(count, division.block, groups, right_size, [&](int64_t row, int some_rows, int64_t g) {
@@ -110,7 +110,7 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
         });
       });
       finish(start, count);
-    }
+    });
   }
 }
 

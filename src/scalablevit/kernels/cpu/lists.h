@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "shared_parts.h"
 #include "units.h"
 
 namespace scalablevit {
@@ -20,14 +21,13 @@ void attend_to_list_in(const T* query, const T* key, const T* value, T* out, int
   constexpr int kPiece = 4 * Work::kQueries;  // that a thread takes at once, so that few heads keep all threads busy
   const int pieces = (queries + kPiece - 1) / kPiece;
   const int64_t tasks = (int64_t)b * heads * pieces;
-  const int at_once = (int)std::max<int64_t>(1, std::min<int64_t>(pieces, tasks / (8 * threads)));  // mostly with the same keys
+  SharedParts parts(tasks, threads);
 #pragma omp parallel num_threads(threads)
   {
     Work work(keys, key_width, value_width);
     if constexpr (Work::kDrops) work.dropout = dropout;
     int64_t held = -1;  // whose keys and values the workspace has
-#pragma omp for schedule(dynamic, at_once)
-    for (int64_t task = 0; task < tasks; ++task) {
+    parts.for_each([&](int64_t task) {
       const int64_t pair = task / pieces, image = pair / heads, n = pair % heads;
       const T* first_key = key + image * key_strides.b + n * key_strides.n;
       const T* first_value = value + image * value_strides.b + n * value_strides.n;
@@ -47,7 +47,7 @@ void attend_to_list_in(const T* query, const T* key, const T* value, T* out, int
               store_some(target + (int64_t)q * heads * value_width + e, found, value_width - e);
             });
       }
-    }
+    });
   }
 }
 
@@ -67,12 +67,12 @@ void differentiate_list(const T* grad, const T* query, const T* key, const T* va
                         T* grad_value, int b, int heads, int queries, int keys, int key_width, int value_width,
                         ListStrides grad_strides, ListStrides query_strides, ListStrides key_strides,
                         ListStrides value_strides, float scale, Dropout dropout, int threads) {
+  SharedParts parts((int64_t)b * heads, threads);
 #pragma omp parallel num_threads(threads)
   {
     GradientWorkspace work(keys, key_width, value_width);
     work.dropout = dropout;
-#pragma omp for schedule(dynamic)
-    for (int64_t pair = 0; pair < (int64_t)b * heads; ++pair) {
+    parts.for_each([&](int64_t pair) {
       const int64_t image = pair / heads, n = pair % heads;
       const T* first_key = key + image * key_strides.b + n * key_strides.n;
       const T* first_value = value + image * value_strides.b + n * value_strides.n;
@@ -100,7 +100,7 @@ void differentiate_list(const T* grad, const T* query, const T* key, const T* va
           store_some(grad_value + row * value_width + e, load(&work.grad_value[(size_t)k * work.value_stride + e]),
                      value_width - e);
       }
-    }
+    });
   }
 }
 

@@ -33,6 +33,7 @@
 #endif
 
 #include "rows.h"
+#include "shared_parts.h"
 #include "words.h"
 
 namespace scalablevit {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "shared_parts.h"
 #include "units.h"
 
 namespace scalablevit {
@@ -76,15 +77,15 @@ void attend_in_windows_in(const T* query_key, const T* value, T* out, const floa
   const int channels = heads * value_width;
   const Lim<T> lim{lim_weight, lim_bias, channels, height, width, value_strides};
   const MapStrides out_strides{(int64_t)height * width * channels, (int64_t)width * channels, channels};
+  const Windows grid(height, width, window_height, window_width);
+  SharedParts parts((int64_t)b * grid.rows * grid.columns, threads);
 #pragma omp parallel num_threads(threads)
   {
-    Windows windows(height, width, window_height, window_width);
+    Windows windows = grid;
     Work work(window_height * window_width, key_width, value_width);
     const int stride = round_up(value_width, kLanes);
     std::vector<float> interaction(lim.weight ? (size_t)window_height * window_width * stride : 0);
-    const int64_t tasks = (int64_t)b * windows.rows * windows.columns;
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < tasks; ++task) {
+    parts.for_each([&](int64_t task) {
       windows.go_to(task);
       for (int n = 0; n < heads; ++n) {
         const T *queries = query_key + n * key_width, *keys = queries + heads * key_width, *values = value + n * value_width;
@@ -101,7 +102,7 @@ void attend_in_windows_in(const T* query_key, const T* value, T* out, const floa
                 store_some(windows.at(out, out_strides, first + q) + n * value_width + e, found, value_width - e);
               });
       }
-    }
+    });
   }
 }
 
@@ -127,14 +128,14 @@ void differentiate_in_windows(const T* grad, const T* query_key, const T* value,
   const Lim<T> lim{lim_weight, lim_bias, channels, height, width, grad_strides};
   const MapStrides to_query_key{(int64_t)height * width * qk_channels, (int64_t)width * qk_channels, qk_channels};
   const MapStrides to_value{(int64_t)height * width * channels, (int64_t)width * channels, channels};
+  const Windows grid(height, width, window_height, window_width);
+  SharedParts parts((int64_t)b * grid.rows * grid.columns, threads);
 #pragma omp parallel num_threads(threads)
   {
-    Windows windows(height, width, window_height, window_width);
+    Windows windows = grid;
     GradientWorkspace work(window_height * window_width, key_width, value_width);
     std::vector<float> interaction(lim.weight ? work.value.size() : 0);
-    const int64_t tasks = (int64_t)b * windows.rows * windows.columns;
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < tasks; ++task) {
+    parts.for_each([&](int64_t task) {
       windows.go_to(task);
       for (int n = 0; n < heads; ++n) {
         const int query_channel = n * key_width, key_channel = (heads + n) * key_width, value_channel = n * value_width;
@@ -164,7 +165,7 @@ void differentiate_in_windows(const T* grad, const T* query_key, const T* value,
           }
         }
       }
-    }
+    });
   }
 }
 
