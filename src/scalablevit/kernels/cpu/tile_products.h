@@ -103,23 +103,27 @@ inline void turn(const BFloat16* from, BFloat16* to) {
   }
 }
 
-// kStep numbers of each of up to kTile lines, `stride` apart, as a tile for each part: lines are its rows. A function of its
-// own, and so is the next: loops that cut have registers for all that they need.
+// So many numbers of each of up to kTile lines, `stride` apart, as tiles whose rows are lines: parts lie `apart`, steps of kStep
+// numbers `step_apart`. Line by line, as processors fetch ahead what is read in order. A function of its own, and so is the
+// next: loops that cut have registers for all that they need.
 template <int kParts, typename T>
-__attribute__((noinline)) void pack_lines(const T* from, int64_t stride, int lines, int numbers, BFloat16* target,
-                                          int64_t apart) {
+__attribute__((noinline)) void pack_lines(const T* from, int64_t stride, int lines, int64_t numbers, BFloat16* target,
+                                          int64_t apart, int64_t step_apart) {
   constexpr bool is_copied = kParts == 1 && sizeof(T) == sizeof(BFloat16);
-  const bool is_whole = lines == kTile && numbers == kStep;
   for (int i = 0; i < kTile; ++i, from += stride, target += kStep) {
-    if constexpr (is_copied) {
-      copy_numbers(from, i < lines ? numbers : 0, target);
-    } else {
-      Vector some[kStep / kLanes] = {};
-      if (is_whole)
-        for (int v = 0; v < kStep / kLanes; ++v) some[v] = load(from + v * kLanes);
-      else if (i < lines)
-        for_each_vector(numbers, [&](int j, int count) { some[j / kLanes] = load_some(from + j, count); });
-      cut<kParts>(some, target, apart);
+    BFloat16* to = target;
+    for (int64_t k = 0; k < numbers; k += kStep, to += step_apart) {
+      const int some = i < lines ? at_most(kStep, numbers, k) : 0;
+      if constexpr (is_copied) {
+        copy_numbers(from + k, some, to);
+      } else {
+        Vector found[kStep / kLanes] = {};
+        if (some == kStep)
+          for (int v = 0; v < kStep / kLanes; ++v) found[v] = load(from + k + v * kLanes);
+        else
+          for_each_vector(some, [&](int j, int count) { found[j / kLanes] = load_some(from + k + j, count); });
+        cut<kParts>(found, to, apart);
+      }
     }
   }
 }
@@ -147,30 +151,33 @@ __attribute__((noinline)) void pack_numbers(const T* from, int64_t stride, int l
   }
 }
 
-// Numbers of up to kTile lines from `line` on, kStep of each from `number` on, as a tile for each part.
-template <int kParts, bool kRight, typename T>
-inline void pack_tile(Side<T> side, int64_t line, int lines, int64_t number, int numbers, BFloat16* target) {
-  constexpr int64_t apart = 2 * kTileSize;
-  alignas(64) BFloat16 unturned[kParts * kTileSize];
-  const bool by_line = side.number_stride == 1, turns = by_line == kRight;
-  BFloat16* made = turns ? unturned : target;
-  const int64_t made_apart = turns ? kTileSize : apart;
-  const T* from = side.at(line, number);
-  if (by_line)
-    pack_lines<kParts>(from, side.line_stride, lines, numbers, made, made_apart);
-  else
-    pack_numbers<kParts>(from, side.number_stride, lines, numbers, made, made_apart);
-  if (turns)
-    for (int part = 0; part < kParts; ++part) turn(unturned + part * kTileSize, target + part * apart);
-}
-
 // A group of up to kGroup lines from `line` on, `length` numbers of each from `number` on.
 template <int kParts, bool kRight, typename T>
 inline void pack_group(Side<T> side, int64_t line, int lines, int64_t number, int64_t length, BFloat16* target) {
-  for (int64_t k = 0; k < length; k += kStep, target += kParts * 2 * kTileSize)
-    for (int half = 0; half * kTile < lines; ++half)
-      pack_tile<kParts, kRight>(side, line + half * kTile, std::min(kTile, lines - half * kTile), number + k,
-                                (int)std::min<int64_t>(kStep, length - k), target + half * kTileSize);
+  constexpr int64_t apart = 2 * kTileSize, step_apart = kParts * apart;
+  constexpr int64_t at_once = 8 * kStep;  // numbers of a line
+  const bool by_line = side.number_stride == 1, turns = by_line == kRight;
+  alignas(64) BFloat16 unturned[kParts * at_once / kStep * kTileSize];
+  for (int half = 0; half * kTile < lines; ++half, target += kTileSize) {
+    const int some = std::min(kTile, lines - half * kTile);
+    for (int64_t k = 0; k < length; k += at_once) {
+      const int64_t numbers = std::min(at_once, length - k);
+      const T* from = side.at(line + half * kTile, number + k);
+      BFloat16* to = target + k / kStep * step_apart;
+      BFloat16* made = turns ? unturned : to;
+      const int64_t made_apart = turns ? kTileSize : apart, made_step = turns ? kParts * kTileSize : step_apart;
+      if (by_line)
+        pack_lines<kParts>(from, side.line_stride, some, numbers, made, made_apart, made_step);
+      else
+        for (int64_t i = 0; i * kStep < numbers; ++i)
+          pack_numbers<kParts>(from + i * kStep * side.number_stride, side.number_stride, some, at_most(kStep, numbers, i * kStep),
+                               made + i * made_step, made_apart);
+      if (turns)
+        for (int64_t i = 0; i * kStep < numbers; ++i)
+          for (int part = 0; part < kParts; ++part)
+            turn(unturned + (i * kParts + part) * kTileSize, to + i * step_apart + part * apart);
+    }
+  }
 }
 
 // Two tiles of `left` (4, 5) times two of `right` (6, 7), added to four of sums (0 to 3), or fewer where a group is
