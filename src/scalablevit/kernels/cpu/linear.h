@@ -62,6 +62,31 @@ struct LeaveRows {
   void operator()(int64_t, int64_t) const {}
 };
 
+// Where the products of rows with a whole group of columns go: to `target`, in rows `stride` apart, plus a bias and what lies
+// likewise at `kept`, of which either may be null.
+template <typename T>
+struct Written {
+  const float* bias;
+  const T* kept;
+  T* target;
+  int64_t stride;
+};
+
+// A function of its own, whose loop has registers for all that it needs.
+template <typename Products, bool kAdds, typename Number, typename T>
+__attribute__((noinline)) void write_products(const Number* left, int64_t size, int rows, const Number* right, int64_t length,
+                                              Written<T> to) {
+  Vector bias[kGroup / kLanes] = {};
+  for (int v = 0; to.bias && v < kGroup / kLanes; ++v) bias[v] = load(to.bias + v * kLanes);
+  Products::multiply_rows_beside(left, size, rows, right, kGroup, length, [=](int64_t i, const float* sums) {
+    for (int v = 0; v < kGroup / kLanes; ++v) {
+      Vector sum = load(sums + v * kLanes) + bias[v];
+      if (kAdds) sum += load(to.kept + i * to.stride + v * kLanes);
+      store(to.target + i * to.stride + v * kLanes, sum);
+    }
+  });
+}
+
 // out = x @ weight^T, plus bias and residual where they are given. The columns from `first_columns` on, a multiple of
 // kGroup, go to `second`, in rows of their own. `finish(start, count)` is told which rows are done.
 template <typename Products, typename Rows, typename T, typename W, typename Finish = LeaveRows>
@@ -101,6 +126,10 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
         const T* kept = residual ? residual + offset : nullptr;
         const Number *rows_now = left + row * (size / kGroup), *weights = right + g * right_size;
         ask_for_rows<Products>(target, kept, stride, some_rows);
+        if (Products::kIsCut && wide == kGroup) {  // of six products each, which leave time for what comes of those before
+          const auto run = kept ? write_products<Products, true, Number, T> : write_products<Products, false, Number, T>;
+          return run(rows_now, size, some_rows, weights, width, {bias ? bias + column : nullptr, kept, target, stride});
+        }
         Products::multiply_rows(rows_now, size, some_rows, weights, wide, width, [&](int64_t i, const float* sums) {
           for_each_column(wide, [&](int j, int some_columns) {
             Vector sum = load(sums + j) + of_bias[j / kLanes];

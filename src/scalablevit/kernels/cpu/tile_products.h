@@ -103,7 +103,7 @@ inline void turn(const BFloat16* from, BFloat16* to) {
   }
 }
 
-// So many numbers of each of up to kTile lines, `stride` apart, as tiles whose rows are lines: parts lie `apart`, steps of kStep
+// So many numbers of each of up to kTile lines, `stride` apart, as tiles whose rows are lines: parts lie `apart`, each kStep
 // numbers `step_apart`. Line by line, as processors fetch ahead what is read in order. A function of its own, and so is the
 // next: loops that cut have registers for all that they need.
 template <int kParts, typename T>
@@ -170,8 +170,8 @@ inline void pack_group(Side<T> side, int64_t line, int lines, int64_t number, in
         pack_lines<kParts>(from, side.line_stride, some, numbers, made, made_apart, made_step);
       else
         for (int64_t i = 0; i * kStep < numbers; ++i)
-          pack_numbers<kParts>(from + i * kStep * side.number_stride, side.number_stride, some, at_most(kStep, numbers, i * kStep),
-                               made + i * made_step, made_apart);
+          pack_numbers<kParts>(from + i * kStep * side.number_stride, side.number_stride, some,
+                               at_most(kStep, numbers, i * kStep), made + i * made_step, made_apart);
       if (turns)
         for (int64_t i = 0; i * kStep < numbers; ++i)
           for (int part = 0; part < kParts; ++part)
