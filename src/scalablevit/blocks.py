@@ -123,12 +123,12 @@ def _call_natively(
     def find() -> BlockCall | None:
         parts = kind.of(tensors, numbers, factors)
         found = product_dtype(x, parts.norm, tensors[2:]) if dtype is None else dtype
-        return None if found is None else call_for(x, parts, found, residual=residual)
+        return None if found is None else attention_call(x, parts, found, residual=residual)
 
     return remembered(case, tensors, find)
 
 
-def attend(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype) -> Tensor:
+def attend_unrecorded(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype) -> Tensor:
     """A map plus its attention, in products of `dtype`, of which nothing is recorded: by a kernel or step by step."""
     x, tensors = x.contiguous(), parts.tensors()
     run = _call_natively(x, type(parts), tensors, parts.numbers(), parts.factors(), dtype, residual=True)
@@ -138,7 +138,9 @@ def attend(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype) -> Ten
         return x + run_by_steps(x, parts, dtype)
 
 
-def call_for(x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype, *, residual: bool) -> BlockCall | None:
+def attention_call(
+    x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype, *, residual: bool
+) -> BlockCall | None:
     """The kernel's call for maps such as x, in products of `dtype`; None where there is none."""
     if isinstance(parts, ListParts) and (parts.reduction is None) != (parts.factor == 1):
         return None  # to the kernel a factor says whether there is a reduction
@@ -164,7 +166,7 @@ def _window_block(
     x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
     """A map plus its attention in windows, in products of `dtype`: what `WindowParts` comes apart into."""
-    return attend(x, WindowParts.of(tensors, numbers, factors), dtype)
+    return attend_unrecorded(x, WindowParts.of(tensors, numbers, factors), dtype)
 
 
 @torch.library.custom_op("scalablevit::list_block", mutates_args=())
@@ -172,7 +174,7 @@ def _list_block(
     x: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[int], factors: Sequence[float], dtype: torch.dtype
 ) -> Tensor:
     """A map plus its attention to a reduced one, in products of `dtype`: what `ListParts` comes apart into."""
-    return attend(x, ListParts.of(tensors, numbers, factors), dtype)
+    return attend_unrecorded(x, ListParts.of(tensors, numbers, factors), dtype)
 
 
 @_window_block.register_fake

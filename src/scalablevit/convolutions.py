@@ -68,7 +68,7 @@ class MapConv2d(nn.Conv2d):
         if not self.is_depthwise_3x3() or not is_readable(x) or not x.is_contiguous():
             return None
         run = remembered(
-            (x.shape, x.dtype, residual), layer, functools.partial(depthwise_call_for, x, layer, residual=residual)
+            (x.shape, x.dtype, residual), layer, functools.partial(depthwise_call, x, layer, residual=residual)
         )
         if run is None:
             return None
@@ -178,9 +178,7 @@ class MapConv2d(nn.Conv2d):
         return self.padding_mode == "zeros" and tuple(self.dilation) == (1, 1) and not isinstance(self.padding, str)
 
 
-def depthwise_call_for(
-    x: Tensor, layer: Layer, *, residual: bool, dtype: torch.dtype | None = None
-) -> BlockCall | None:
+def depthwise_call(x: Tensor, layer: Layer, *, residual: bool, dtype: torch.dtype | None = None) -> BlockCall | None:
     """The kernel's call for a 3x3 convolution of maps such as x; None where there is none.
 
     It is of `dtype`; without one, as autocast has it.
@@ -193,7 +191,7 @@ def depthwise_call_for(
 
 def encode_positions(x: Tensor, layer: Layer) -> Tensor:
     """A contiguous map plus its 3x3 depthwise convolution, of which nothing is recorded, in the type of the map."""
-    run = depthwise_call_for(x, layer, residual=True, dtype=x.dtype) if is_readable(x) else None
+    run = depthwise_call(x, layer, residual=True, dtype=x.dtype) if is_readable(x) else None
     if run is not None:
         return run(x, layer)
     weight, bias = layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)

@@ -20,13 +20,19 @@ from torch import Tensor, nn
 
 from scalablevit.dot_product import is_eager
 from scalablevit.dropping import can_drop, probability_of
-from scalablevit.feed_forward_passes import Settings, gradients, run_forward, run_plainly
-from scalablevit.kernels.cpu.calls import BlockCall
+from scalablevit.feed_forward_passes import (
+    Settings,
+    fit,
+    gradients,
+    run_forward,
+    run_natively,
+    run_plainly,
+    run_unrecorded,
+)
 from scalablevit.kernels.dropout import Dropout
 from scalablevit.kernels.parts import FeedForwardParts, Norm
 from scalablevit.kernels.recording import is_batched
-from scalablevit.kernels.remembered import remembered
-from scalablevit.kernels.selection import is_readable, is_wanted, multiplies_in_graphs, products_kernel
+from scalablevit.kernels.selection import is_wanted, multiplies_in_graphs
 from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.layers import Branch, Linear, child_of, is_plain, plain_layer, plain_norm
 from scalablevit.recomputation import (
@@ -98,11 +104,11 @@ class FeedForward(Branch):
             return None
         layers, probability = (*fc1, *fc2), probability_of(dropout)
         if not torch.is_grad_enabled() and probability == 0.0:
-            out = _run_natively(x, norm, layers, None, residual=residual)
+            out = run_natively(x, norm, layers, None, residual=residual)
             if out is not None:
                 return out
         weight1, bias1, weight2, bias2 = layers
-        if bias1 is None or bias2 is None or not _fit(x, norm, layers):
+        if bias1 is None or bias2 is None or not fit(x, norm, layers):
             return None  # PyTorch's layers say what is wrong
         if not are_plain(layers if norm is None else (*layers, norm.weight, norm.bias)):
             return None  # other kinds of parameters, as quantised or distributed ones, have operations of their own
@@ -126,7 +132,7 @@ class FeedForward(Branch):
         dtype = autocast_dtype() or x.dtype
         layers = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
         before = norm_of(norm)
-        if before is None or not _fit(x, before, layers) or product_dtype(x, before, layers) != dtype:
+        if before is None or not fit(x, before, layers) or product_dtype(x, before, layers) != dtype:
             return None  # PyTorch's layers say what is wrong
         tensors = before.weight, before.bias, *layers
         if may_be_transformed() or not are_plain((x, *tensors)):
@@ -189,41 +195,6 @@ def feed_forward(
         return run_forward(settings, *arguments, kept=None)
 
 
-def _run_natively(
-    x: Tensor, norm: Norm | None, layers: Sequence[Tensor | None], dtype: torch.dtype | None, *, residual: bool
-) -> Tensor | None:
-    """`feed_forward` without dropout and autograd by one kernel; None where none takes these sizes and types.
-
-    Products are of `dtype`; without one, as autocast has them.
-    """
-    if not is_readable(x) or not x.is_contiguous():
-        return None
-    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
-    tensors = norm_weight, norm_bias, *layers
-    case = x.shape, x.dtype, dtype, residual, eps
-
-    run = remembered(case, tensors, lambda: call_for(x, norm, layers, dtype, residual=residual))
-    return None if run is None else run(x, tensors)
-
-
-def call_for(
-    x: Tensor, norm: Norm | None, layers: Sequence[Tensor | None], dtype: torch.dtype | None, *, residual: bool
-) -> BlockCall | None:
-    """The kernel's call for maps such as x; None where there is none.
-
-    Products are of `dtype`; without one, as autocast has them.
-    """
-    if not _fit(x, norm, layers) or len({one.dtype for one in layers[::2] if one is not None}) > 1:
-        return None
-    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
-    tensors = norm_weight, norm_bias, *layers
-    found = product_dtype(x, norm, layers) if dtype is None else dtype
-    kernel = None if found is None else products_kernel(x, found, *tensors)
-    if kernel is None:
-        return None
-    return cast(BlockCall, kernel.feed_forward_call(x, tensors, eps, residual=residual))
-
-
 @torch.library.custom_op("scalablevit::feed_forward", mutates_args=())
 def _operator(
     x: Tensor,
@@ -239,23 +210,7 @@ def _operator(
 ) -> Tensor:
     """`feed_forward` after a norm, for compiled graphs without a backward pass; products are of `dtype`."""
     layers = weight1, bias1, weight2, bias2
-    return feed_forward_after(x, Norm(norm_weight, norm_bias, eps), layers, dtype, residual=residual)
-
-
-def feed_forward_after(
-    x: Tensor, norm: Norm, layers: Sequence[Tensor | None], dtype: torch.dtype, *, residual: bool = True
-) -> Tensor:
-    """`feed_forward` without dropout, of which nothing is recorded: by a kernel or slice by slice.
-
-    The layers are weight and bias of the one, then of the other.
-    """
-    x = x.contiguous()
-    out = _run_natively(x, norm, layers, dtype, residual=residual)
-    if out is not None:
-        return out
-    weight1, bias1, weight2, bias2 = cast(Sequence[Tensor], layers)
-    of_layers = weight1, bias1, weight2, bias2
-    return run_forward(Settings(dtype, norm.eps, residual), x, norm.weight, norm.bias, *of_layers, kept=None)
+    return run_unrecorded(x, Norm(norm_weight, norm_bias, eps), layers, dtype, residual=residual)
 
 
 @_operator.register_fake
@@ -393,14 +348,3 @@ class _FeedForward(torch.autograd.Function):
                 plain = functools.partial(run_plainly, ctx.settings)
                 return None, *differentiable_gradients(plain, arguments, grad, needs)
             return None, *gradients(grad, ctx.settings, *arguments, kept=kept, needs=needs)
-
-
-def _fit(x: Tensor, norm: Norm | None, parameters: Sequence[Tensor | None]) -> bool:
-    """Whether all are there, and of the sizes of a feed-forward."""
-    weight1, bias1, weight2, bias2 = parameters
-    if weight1 is None or bias1 is None or weight2 is None or bias2 is None:
-        return False
-    hidden, width = bias1.shape, x.shape[-1:]
-    if weight1.shape != (*hidden, *width) or weight2.shape != (*width, *hidden) or bias2.shape != width:
-        return False
-    return norm is None or norm.weight.shape == norm.bias.shape == width

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from scalablevit.kernels.cpu import rows as native_rows
+from scalablevit.kernels.cpu.calls import BlockCall
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
+from scalablevit.kernels.parts import Norm
 from scalablevit.kernels.recording import in_memory
-from scalablevit.kernels.selection import feed_forward_gradients_kernel, products_kernel, rows_kernel
+from scalablevit.kernels.remembered import remembered
+from scalablevit.kernels.selection import feed_forward_gradients_kernel, is_readable, products_kernel, rows_kernel
 from scalablevit.products import product, sum_of_rows
-from scalablevit.recomputation import Total, norm_gradients, normalise
+from scalablevit.recomputation import Total, norm_gradients, normalise, product_dtype
 
 _SLICE_BYTES = 4 * 2**20  # of the hidden layer; measured against 1, 2 and 8 MiB, see docs/log.md
 
@@ -44,6 +47,68 @@ def run_plainly(
     hidden = dropout.applied_to(F.gelu(F.linear(read, weight1, bias1)))
     out = dropout.another().applied_to(F.linear(hidden, weight2, bias2))
     return x + out if settings.residual else out
+
+
+def run_natively(
+    x: Tensor, norm: Norm | None, layers: Sequence[Tensor | None], dtype: torch.dtype | None, *, residual: bool
+) -> Tensor | None:
+    """A feed-forward without dropout and autograd by one kernel; None where none takes these sizes and types.
+
+    Products are of `dtype`; without one, as autocast has them.
+    """
+    if not is_readable(x) or not x.is_contiguous():
+        return None
+    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
+    tensors = norm_weight, norm_bias, *layers
+    case = x.shape, x.dtype, dtype, residual, eps
+
+    run = remembered(case, tensors, lambda: feed_forward_call(x, norm, layers, dtype, residual=residual))
+    return None if run is None else run(x, tensors)
+
+
+def feed_forward_call(
+    x: Tensor, norm: Norm | None, layers: Sequence[Tensor | None], dtype: torch.dtype | None, *, residual: bool
+) -> BlockCall | None:
+    """The kernel's call for maps such as x; None where there is none.
+
+    Products are of `dtype`; without one, as autocast has them.
+    """
+    if not fit(x, norm, layers) or len({one.dtype for one in layers[::2] if one is not None}) > 1:
+        return None
+    norm_weight, norm_bias, eps = (None, None, 0.0) if norm is None else norm
+    tensors = norm_weight, norm_bias, *layers
+    found = product_dtype(x, norm, layers) if dtype is None else dtype
+    kernel = None if found is None else products_kernel(x, found, *tensors)
+    if kernel is None:
+        return None
+    return cast(BlockCall, kernel.feed_forward_call(x, tensors, eps, residual=residual))
+
+
+def run_unrecorded(
+    x: Tensor, norm: Norm, layers: Sequence[Tensor | None], dtype: torch.dtype, *, residual: bool = True
+) -> Tensor:
+    """A feed-forward without dropout, of which nothing is recorded: by a kernel or slice by slice.
+
+    The layers are weight and bias of the one, then of the other.
+    """
+    x = x.contiguous()
+    out = run_natively(x, norm, layers, dtype, residual=residual)
+    if out is not None:
+        return out
+    weight1, bias1, weight2, bias2 = cast(Sequence[Tensor], layers)
+    of_layers = weight1, bias1, weight2, bias2
+    return run_forward(Settings(dtype, norm.eps, residual), x, norm.weight, norm.bias, *of_layers, kept=None)
+
+
+def fit(x: Tensor, norm: Norm | None, parameters: Sequence[Tensor | None]) -> bool:
+    """Whether all are there, and of the sizes of a feed-forward."""
+    weight1, bias1, weight2, bias2 = parameters
+    if weight1 is None or bias1 is None or weight2 is None or bias2 is None:
+        return False
+    hidden, width = bias1.shape, x.shape[-1:]
+    if weight1.shape != (*hidden, *width) or weight2.shape != (*width, *hidden) or bias2.shape != width:
+        return False
+    return norm is None or norm.weight.shape == norm.bias.shape == width
 
 
 def run_forward(

@@ -2,9 +2,9 @@
 
 Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c).
 
-Around each kernel Python and PyTorch take some 150 microseconds, as what they read has been pushed out of the caches
-by the kernel before. With one image that is up to a third of the time. Asked for at once, blocks take a fraction of
-that. A compiled graph holds one operator for all blocks of a stage, which chooses when it runs: no size is guarded.
+Around a kernel Python and PyTorch take long to find what they read, as the kernel before has pushed it out of the
+caches: with one image up to a third of the time (docs/log.md). Asked for at once, blocks take a fraction of that. A
+compiled graph holds one operator for all blocks of a stage, which chooses when it runs: no size is guarded.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scalablevit.blocks import attend
-from scalablevit.blocks import call_for as attention_call_for
-from scalablevit.convolutions import depthwise_call_for, encode_positions
+from scalablevit.blocks import attend_unrecorded, attention_call
+from scalablevit.convolutions import depthwise_call, encode_positions
 from scalablevit.dot_product import is_eager
-from scalablevit.feed_forward import call_for as feed_forward_call_for
-from scalablevit.feed_forward import feed_forward_after
+from scalablevit.feed_forward_passes import feed_forward_call, run_unrecorded
 from scalablevit.kernels.cpu.calls import BlockCall, SequenceCall
 from scalablevit.kernels.parts import BlockParts, FeedForwardParts, ListParts, PositionParts, WindowParts
 from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import is_readable, multiplies_any_rows
 from scalablevit.kernels.switches import autocast_dtype
-from scalablevit.layers import is_plain, is_plain_with
+from scalablevit.layers import PEG, PreNormResidual, is_plain, is_plain_with
 from scalablevit.recomputation import are_plain, is_recorded, may_be_transformed, product_dtype, without_autocast
 
-_KINDS: list[Any] = [WindowParts, ListParts, FeedForwardParts, PositionParts]
-# What each comes apart into: tensors, whole numbers, factors.
-_COUNTS = (8, 4, 2), (14, 4, 3), (6, 0, 1), (2, 0, 0)
+# Each kind of block, and how many tensors, whole numbers and factors it comes apart into.
+_KINDS: list[tuple[Any, tuple[int, int, int]]] = [
+    (WindowParts, (8, 4, 2)),
+    (ListParts, (14, 4, 3)),
+    (FeedForwardParts, (6, 0, 1)),
+    (PositionParts, (2, 0, 0)),
+]
 
 
 def run_blocks(layers: nn.Module, x: Tensor) -> Tensor | None:
@@ -64,7 +66,9 @@ def parts_of(layers: nn.Module) -> list[BlockParts] | None:
         if not _is_plain_sequence(layer):
             return None
         for block in cast(nn.Module, layer)._modules.values():
-            parts = cast(Any, block).parts() if block is not None and is_plain_with(block, "parts") else None
+            if not isinstance(block, PreNormResidual | PEG) or not is_plain_with(block, "parts"):
+                return None
+            parts = block.parts()
             if parts is None:
                 return None
             found.append(parts)
@@ -95,25 +99,31 @@ def _run_natively(x: Tensor, parts: Sequence[BlockParts], *, settled: bool) -> T
 def _call_for(x: Tensor, parts: Sequence[BlockParts], *, settled: bool) -> SequenceCall | None:
     calls = []
     for one in parts:
-        call = _block_call_for(x, one) if settled or _multiplies_in_its_type(x, one) else None
+        call = _block_call(x, one) if settled or _multiplies_in_type_of(x, one) else None
         if call is None:
             return None
         calls.append(call)
     return SequenceCall(calls) if len({one.types for one in calls if len(one.types) > 1}) == 1 else None
 
 
-def _block_call_for(x: Tensor, parts: BlockParts) -> BlockCall | None:
+def _block_call(x: Tensor, parts: BlockParts) -> BlockCall | None:
     if isinstance(parts, PositionParts):
-        return depthwise_call_for(x, parts.convolution, residual=True, dtype=x.dtype)
+        return depthwise_call(x, parts.convolution, residual=True, dtype=x.dtype)
     if isinstance(parts, FeedForwardParts):
-        return feed_forward_call_for(x, parts.norm, (*parts.first, *parts.second), x.dtype, residual=True)
-    return attention_call_for(x, parts, x.dtype, residual=True)
+        return feed_forward_call(x, parts.norm, (*parts.first, *parts.second), x.dtype, residual=True)
+    return attention_call(x, parts, x.dtype, residual=True)
 
 
-def _multiplies_in_its_type(x: Tensor, parts: BlockParts) -> bool:
+def _multiplies_in_type_of(x: Tensor, parts: BlockParts) -> bool:
     tensors = parts.tensors()
     norm, layers = (None, tensors) if isinstance(parts, PositionParts) else (parts.norm, tensors[2:])
     return product_dtype(x, norm, layers) == x.dtype
+
+
+def _fits(parts: BlockParts, channels: int) -> bool:
+    return all(
+        one is None or one.shape == size for one, size in zip(parts.tensors(), parts.sizes(channels), strict=True)
+    )
 
 
 def _run_in_graph(x: Tensor, parts: Sequence[BlockParts]) -> Tensor | None:
@@ -121,9 +131,9 @@ def _run_in_graph(x: Tensor, parts: Sequence[BlockParts]) -> Tensor | None:
     tensors = [tensor for one in parts for tensor in one.tensors()]
     if is_recorded(x, *tensors) or not are_plain((x, *tensors)):
         return None
-    if not all(_multiplies_in_its_type(x, one) for one in parts):
-        return None
-    kinds = [_KINDS.index(type(one)) for one in parts]
+    if not all(_fits(one, x.shape[-1]) and _multiplies_in_type_of(x, one) for one in parts):
+        return None  # the layers say what is wrong
+    kinds = [next(i for i, (kind, _) in enumerate(_KINDS) if isinstance(one, kind)) for one in parts]
     numbers = [number for one in parts for number in one.numbers()]
     factors = [factor for one in parts for factor in one.factors()]
     return cast(Tensor, _operator(x, tensors, kinds, numbers, factors))
@@ -139,10 +149,9 @@ def _operator(
 ) -> Tensor:
     """Blocks one after the other, in products of the type of x: what parts of these kinds come apart into."""
     lists, parts = (iter(tensors), iter(numbers), iter(factors)), []
-    for kind in kinds:
-        parts.append(
-            _KINDS[kind].of(*(list(islice(each, count)) for each, count in zip(lists, _COUNTS[kind], strict=True)))
-        )
+    for number in kinds:
+        kind, counts = _KINDS[number]
+        parts.append(kind.of(*(list(islice(each, count)) for each, count in zip(lists, counts, strict=True))))
     x = x.contiguous()
     out = _run_natively(x, parts, settled=True)
     if out is not None:
@@ -169,5 +178,5 @@ def _run_block(x: Tensor, parts: BlockParts) -> Tensor:
     if isinstance(parts, PositionParts):
         return encode_positions(x, parts.convolution)
     if isinstance(parts, FeedForwardParts):
-        return feed_forward_after(x, parts.norm, (*parts.first, *parts.second), x.dtype)
-    return attend(x, parts, x.dtype)
+        return run_unrecorded(x, parts.norm, (*parts.first, *parts.second), x.dtype)
+    return attend_unrecorded(x, parts, x.dtype)

@@ -92,7 +92,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embedding(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing and not torch.jit.is_scripting() and torch.is_grad_enabled():
             for layer in self.layers:
                 x = checkpoint(layer, x, use_reentrant=False)
         else:

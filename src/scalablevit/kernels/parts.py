@@ -161,6 +161,11 @@ class FeedForwardParts(NamedTuple):
     def tensors(self) -> list[Tensor | None]:
         return [*self.norm[:2], *self.first, *self.second]
 
+    def sizes(self, channels: int) -> list[tuple[int, ...]]:
+        """Of the tensors, for a map of so many channels."""
+        hidden = self.first.weight.shape[0]
+        return [*_norm_sizes(channels), *_layer_sizes(hidden, channels), *_layer_sizes(channels, hidden)]
+
     def numbers(self) -> list[int]:
         return []
 
@@ -174,7 +179,7 @@ class FeedForwardParts(NamedTuple):
 
 
 class PositionParts(NamedTuple):
-    """A positional encoding.
+    """A positional encoding: a map plus its convolution.
 
     Args:
         convolution: (c, 1, 3, 3), with or without a bias.
@@ -184,6 +189,10 @@ class PositionParts(NamedTuple):
 
     def tensors(self) -> list[Tensor | None]:
         return [*self.convolution]
+
+    def sizes(self, channels: int) -> list[tuple[int, ...]]:
+        """Of the tensors, for a map of so many channels."""
+        return [(channels, 1, 3, 3), (channels,)]
 
     def numbers(self) -> list[int]:
         return []

@@ -18,7 +18,7 @@ Found = TypeVar("Found")
 _PLAIN = {Tensor, nn.Parameter, type(None)}
 _UNKNOWN: Any = object()
 # A case takes 1.5 KB, of all blocks of a stage some 50. Those of one block are, for example, sizes of maps.
-_MOST_BLOCKS, _MOST_CASES = 2048, 16
+_MOST_TENSORS, _MOST_CASES = 1 << 15, 16
 
 # By the address of the first tensor, and how many there are: what was asked about all of them, and what was found in
 # each case. Only numbers are kept of tensors, so that none lives longer for it.
@@ -42,7 +42,7 @@ def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[
     place = next(fact[0] for fact in facts if fact is not None), len(facts)
     known = _known.get(place)
     if known is None or known[0] != facts:
-        if len(_known) >= _MOST_BLOCKS:
+        if sum(tensors for _, tensors in list(_known)) >= _MOST_TENSORS:
             _known.clear()
         known = _known[place] = facts, {}
     cases, case = known[1], (case, autocast_dtype(), *choices.values())

@@ -191,7 +191,7 @@ def test_no_tensor_lives_longer_for_it(kind):
 
 def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(remembered, "_known", {})
-    monkeypatch.setattr(remembered, "_MOST_BLOCKS", 3)
+    monkeypatch.setattr(remembered, "_MOST_TENSORS", 6)
     monkeypatch.setattr(remembered, "_MOST_CASES", 2)
     tensors = [torch.zeros(2) for _ in range(10)]
     for one in tensors:
@@ -240,7 +240,7 @@ def test_parameters_without_memory_are_left_to_their_own_operations(block, which
 
 
 def test_several_threads_may_call_one_model(monkeypatch):
-    monkeypatch.setattr(remembered, "_MOST_BLOCKS", 2)  # so that each forgets what others found
+    monkeypatch.setattr(remembered, "_MOST_TENSORS", 2)  # so that each forgets what others found
     monkeypatch.setattr(remembered, "_MOST_CASES", 1)
     blocks = nn.Sequential(*(randomise(make()) for kind, make in BLOCKS.items() if kind != "patches")).eval()
     maps = [torch.randn(1, side, 8, 32) for side in (4, 6, 8, 10)]

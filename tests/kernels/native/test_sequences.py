@@ -1,6 +1,10 @@
 """Blocks of a stage in one call, against the same modules one after the other."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +15,7 @@ from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelf
 from scalablevit.design import DESIGNS
 from scalablevit.feed_forward import FeedForward
 from scalablevit.kernels import use_native
-from scalablevit.layers import PEG, PreNormResidual
+from scalablevit.layers import PEG, Linear, PreNormResidual
 from scalablevit.sequences import parts_of, run_blocks
 from tests.networks import randomise
 
@@ -125,12 +129,12 @@ def _moved(model):
         parameter.data = parameter.data.clone() * 1.01
 
 
-def test_hooks_anywhere_are_heard(calls):
-    layers, x, heard = layers_of("window ff peg cells ff", layers=2), torch.randn(1, 7, 7, 40), []
+def test_a_hook_anywhere_leaves_all_to_the_blocks(calls):
+    layers, x = layers_of("window ff peg cells ff", layers=2), torch.randn(1, 7, 7, 40)
     with torch.no_grad(), use_native(True):
         for name, module in layers.named_modules():
             for register in (module.register_forward_hook, module.register_forward_pre_hook):
-                hook = register(lambda *_, name=name: heard.append(name))
+                hook = register(lambda *_: None)
                 assert run_blocks(layers, x) is None, name
                 hook.remove()
         hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
@@ -139,7 +143,20 @@ def test_hooks_anywhere_are_heard(calls):
         assert run_blocks(layers, x) is not None
 
 
-def test_modules_of_other_kinds_are_called():
+def test_a_stage_calls_a_module_that_has_a_hook(calls):
+    model, heard = randomise(ScalableViT(**_small())).eval(), []
+    hook = model.stages[1].layers[1].ff2.branch.fc1.register_forward_hook(lambda *_: heard.append(1))
+    with torch.no_grad(), use_native(True):
+        model(torch.randn(1, 3, 64, 64))
+        assert heard == [1]
+        assert calls.count("run_steps") == 1  # of the other stage
+        hook.remove()
+        model.set_grad_checkpointing()  # which is of no use here
+        model(torch.randn(1, 3, 64, 64))
+    assert calls.count("run_steps") == 3
+
+
+def test_modules_of_other_kinds_leave_all_to_the_blocks():
     x = torch.randn(1, 7, 7, 40)
 
     class Doubled(nn.Sequential):
@@ -149,6 +166,10 @@ def test_modules_of_other_kinds_are_called():
     class Bare(FeedForward):
         def forward_after(self, norm, x, *, residual):
             return x
+
+    class Parted(nn.Identity):
+        def parts(self):
+            return 7
 
     def put(at, other):
         layers = layers_of("window ff peg")
@@ -163,8 +184,10 @@ def test_modules_of_other_kinds_are_called():
         put("0.0.branch.to_out", nn.Sequential(nn.Linear(24, 40))),
         put("0.2.conv", nn.Identity()),
         put("0.1.norm", nn.Identity()),
+        put("0.1", Parted()),
     ]
     with torch.no_grad(), use_native(True):
+        assert run_blocks(put("0.1.branch", FeedForward(40)), x) is not None
         assert all(run_blocks(layers, x) is None for layers in others)
         assert run_blocks(nn.Sequential(), x) is None
 
@@ -202,19 +225,40 @@ def test_what_no_kernel_takes_is_left_to_the_blocks():
             assert run_blocks(layers, torch.randn(1, 7, 7, 40)) is None
         layers[0][1].branch.to(torch.bfloat16)
         assert run_blocks(layers, torch.randn(1, 7, 7, 40)) is None
+        with torch.autocast("cpu", torch.bfloat16):  # each block has a kernel, but not of one type
+            assert run_blocks(layers, torch.randn(1, 7, 7, 40).bfloat16()) is None
+        with torch.autocast("cpu", torch.float16):
+            assert run_blocks(layers_of("ff"), torch.randn(1, 7, 7, 40)) is None
 
 
-def test_threads_give_the_same_bits(dtype):
-    layers, x, before, found = layers_of(ORDERS[0]), torch.randn(4, 14, 14, 40).to(dtype), torch.get_num_threads(), []
+@pytest.mark.parametrize("shape", [(4, 14, 14), (1, 3, 4), (1, 1, 2)], ids=str)  # of many rows, few and fewest
+def test_threads_give_the_same_bits(shape, dtype, launcher):
+    layers, x, before, found = layers_of("window ff peg list ff"), torch.randn(*shape, 40).to(dtype), None, []
+    before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, *[2, 3, 70] * 4):
             torch.set_num_threads(threads)
             with torch.no_grad(), use_native(True), torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
                 found.append(run_blocks(layers, x))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert all(torch.equal(one, found[0]) for one in found[1:])
+
+
+def test_fewer_threads_than_were_asked_for_do_all_of_it():
+    program = """
+import torch
+from scalablevit import ScalableViT, kernels
+from tests.kernels.native.test_sequences import layers_of, run_blocks
+torch.set_num_threads(3)
+layers, x = layers_of("window ff peg list ff"), torch.randn(4, 14, 14, 40)
+with torch.no_grad(), kernels.use_native(True):
+    found = run_blocks(layers, x)
+with torch.no_grad(), kernels.use_native(False):
+    torch.testing.assert_close(found, layers(x), rtol=1e-4, atol=1e-4)
+"""
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=Path(__file__).parents[3])
 
 
 def arguments_of(layers, x):
@@ -234,7 +278,7 @@ def arguments_of(layers, x):
 @pytest.mark.parametrize("choice", [True, False])
 @pytest.mark.parametrize("shape", [*MAPS, (0, 7, 7)], ids=str)
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_operator_is_the_layers_with_kernels_and_without(order, shape, choice):
+def test_the_operator_is_the_layers_with_kernels_and_without(order, shape, choice, calls):
     layers, x = layers_of(order), torch.randn(*shape, 40)
     exact = copy.deepcopy(layers).double()
     with torch.no_grad():
@@ -242,8 +286,37 @@ def test_the_operator_is_the_layers_with_kernels_and_without(order, shape, choic
         with use_native(choice):
             found = sequences._operator(*arguments)
         expected = exact(x.double())
+    if choice and not (min(shape[1:]) < 3 and "cells" in order):
+        assert calls == ["run_steps"]
+    else:
+        assert "run_steps" not in calls
     assert found.dtype == x.dtype
     assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
+
+
+@pytest.mark.parametrize("kernels_run", [True, False])
+def test_the_operator_in_bfloat16_is_as_near_as_the_layers(kernels_run, calls):
+    layers, x = layers_of(ORDERS[0]), torch.randn(2, 14, 9, 40).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        arguments = arguments_of(layers, x)
+        with use_native(kernels_run), torch.autocast("cpu", enabled=False):
+            found = sequences._operator(*arguments)
+        with use_native(False):
+            usual = layers(x)
+    assert ("run_steps" in calls) == kernels_run
+    assert found.dtype == usual.dtype == torch.bfloat16
+    expected = layers.double()(x.double()).detach()
+    ours, theirs = (float((one - expected).norm()) for one in (found, usual))
+    assert ours <= 1.2 * theirs
+
+
+def test_wrong_sizes_are_left_to_the_layers_in_graphs_as_well():
+    for at, other in (("0.0.branch.fc2", Linear(160, 1)), ("0.1.branch.to_out", Linear(5, 40))):
+        layers = layers_of("ff list")
+        owner, _, name = at.rpartition(".")
+        setattr(layers.get_submodule(owner), name, other)
+        with torch.no_grad(), use_native(True):
+            assert sequences._run_in_graph(torch.randn(1, 7, 7, 40), parts_of(layers)) is None, at
 
 
 def test_the_operator_passes_the_checks_of_torch_library():
@@ -252,7 +325,7 @@ def test_the_operator_passes_the_checks_of_torch_library():
     torch.library.opcheck(sequences._operator, tuple(arguments), test_utils=checks)
 
 
-def test_a_compiled_graph_holds_one_operator_for_a_stage(dtype):
+def test_a_compiled_graph_holds_one_operator_for_a_stage(dtype, calls):
     torch.manual_seed(0)
     model, graphs = randomise(ScalableViT(**_small())).eval(), []
 
@@ -265,7 +338,10 @@ def test_a_compiled_graph_holds_one_operator_for_a_stage(dtype):
     with torch.no_grad(), use_native(True), torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
         for size in (64, 72, 96):
             x = torch.randn(2, 3, size, size)
-            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+            calls.clear()
+            found = compiled(x)
+            assert calls.count("run_steps") == 2
+            torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-4)
     assert len(graphs) == 1
     assert sum("block_sequence" in name for name in graphs[0]) == 2
     assert not any("block" in name or "feed_forward" in name for name in graphs[0] if "block_sequence" not in name)

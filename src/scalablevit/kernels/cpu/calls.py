@@ -90,6 +90,7 @@ class _Step(ctypes.Structure):
     _fields_ = (("branch", ctypes.c_int64), ("block", ctypes.c_void_p), ("factors", ctypes.c_float * 4))
 
 
+# In the order of `Branch` in sequence.h.
 _BRANCHES = "attend_in_windows_block", "attend_to_list_block", "feed_forward_block", "convolve_depthwise"
 
 
@@ -105,7 +106,7 @@ class SequenceCall:
         self._types = max((one.types for one in calls), key=len)
         assert {one.types for one in calls} <= {self._types, self._types[:1]}
         self._room = max(one.room for one in calls)
-        self._turns = any(one.name == _BRANCHES[-1] for one in calls[1:])
+        self._needs_another = any(one.name == _BRANCHES[-1] for one in calls[1:])
         self._blocks = [None if one.addresses is None else one.block((), 0, 0, 0) for one in calls]
         self._steps = (_Step * len(calls))()
         for step, one, block in zip(self._steps, calls, self._blocks, strict=True):
@@ -115,7 +116,7 @@ class SequenceCall:
     def __call__(self, x: Tensor, parameters: Sequence[Sequence[Tensor | None]]) -> Tensor:
         """What comes of a contiguous map in the end, contiguous and as large; of each call its parameters."""
         out, room = torch.empty_like(x), x.new_empty(self._room)
-        other = torch.empty_like(x) if self._turns else None
+        other = torch.empty_like(x) if self._needs_another else None
         steps, living = self._steps, []
         if None in self._blocks:  # some parameters are converted each time
             steps = type(steps).from_buffer_copy(steps)

@@ -132,8 +132,8 @@ extern "C" int convolves_faster() { return scalablevit::convolves_faster(); }
   extern "C" void embed_patches_##NAME(const PatchBlock* block, float eps, int threads) {                                \
     embed_patches<T, W>(*block, eps, threads);                                                                           \
   }                                                                                                                      \
-  extern "C" void run_steps_##NAME(const Step* steps, int64_t count, const void* x, void* other, void* workspace,       \
-                                   void* out, int threads) {                                                            \
+  extern "C" void run_steps_##NAME(const Step* steps, int64_t count, const void* x, void* other, void* workspace,        \
+                                   void* out, int threads) {                                                             \
     run_steps<T, W>(steps, count, x, other, workspace, out, threads);                                                    \
   }                                                                                                                      \
   extern "C" void attend_in_windows_block_##NAME(const WindowBlock* block, float eps, float scale, int threads) {        \

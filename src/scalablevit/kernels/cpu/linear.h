@@ -121,15 +121,16 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
         const int64_t offset = (start + row) * stride + column - (is_first ? 0 : first_columns);
         T* target = (is_first ? out : second) + offset;
         const int wide = at_most(kGroup, columns, column);
-        Vector of_bias[kGroup / kLanes] = {};
-        for (int v = 0; bias && v * kLanes < wide; ++v) of_bias[v] = load_some(bias + column + v * kLanes, wide - v * kLanes);
         const T* kept = residual ? residual + offset : nullptr;
         const Number *rows_now = left + row * (size / kGroup), *weights = right + g * right_size;
         ask_for_rows<Products>(target, kept, stride, some_rows);
-        if (Products::kIsCut && wide == kGroup) {  // of six products each, which leave time for what comes of those before
-          const auto run = kept ? write_products<Products, true, Number, T> : write_products<Products, false, Number, T>;
-          return run(rows_now, size, some_rows, weights, width, {bias ? bias + column : nullptr, kept, target, stride});
-        }
+        if constexpr (Products::kIsCut)  // of six products each, which leave time for what comes of those before
+          if (wide == kGroup) {
+            const auto run = kept ? write_products<Products, true, Number, T> : write_products<Products, false, Number, T>;
+            return run(rows_now, size, some_rows, weights, width, {bias ? bias + column : nullptr, kept, target, stride});
+          }
+        Vector of_bias[kGroup / kLanes] = {};
+        for (int v = 0; bias && v * kLanes < wide; ++v) of_bias[v] = load_some(bias + column + v * kLanes, wide - v * kLanes);
         Products::multiply_rows(rows_now, size, some_rows, weights, wide, width, [&](int64_t i, const float* sums) {
           for_each_column(wide, [&](int j, int some_columns) {
             Vector sum = load(sums + j) + of_bias[j / kLanes];

@@ -113,8 +113,7 @@ inline void fetch_rows_to_write(const T* to, int64_t stride, int rows) {
 
 inline int64_t divided_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
-// How rows are divided: into parts, as many for each thread, and those into blocks, of about one size. Threads take
-// the next part when they are done with one, as not all are as fast: others may use their cores, and some cores are slower.
+// How rows are divided: into parts, as many for each thread (`shared_parts.h`), and those into blocks, of about one size.
 struct Division {
   int64_t part;
   int block;

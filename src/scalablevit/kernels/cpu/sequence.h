@@ -10,7 +10,7 @@
 
 namespace scalablevit {
 
-// In the order in which Python has their names.
+// In the order of `_BRANCHES` in calls.py.
 enum class Branch : int64_t { windows, list, feed_forward, depthwise };
 
 // What comes from Python of one block: the map that it reads, the result and the workspace are left open in its struct.
@@ -47,6 +47,7 @@ void run_step(const Step& step, const void* x, void* workspace, void* out, int t
 // `other` is as large as the map; without a depthwise block after the first it may be null.
 template <typename T, typename W>
 void run_steps(const Step* steps, int64_t count, const void* x, void* other, void* workspace, void* out, int threads) {
+  // Whether a step writes to the other one of the two maps.
   const auto turns = [&](int64_t i) { return i > 0 && steps[i].branch == Branch::depthwise; };
   void* to = out;  // of the first block, so that the last one's is `out`
   for (int64_t i = 0; i < count; ++i)

@@ -12,7 +12,7 @@
 
 namespace scalablevit {
 
-inline int number_of_thread() {
+inline int thread_number() {
 #if defined(_OPENMP)
   return omp_get_thread_num();
 #else
@@ -35,7 +35,7 @@ class SharedParts {
   // Calls `body(part)` for each part that falls to this thread.
   template <typename Body>
   void for_each(Body body) {
-    const int first = number_of_thread() % queues_;
+    const int first = thread_number() % queues_;
     for (int i = 0; i < queues_; ++i) {
       Queue& queue = queue_[(first + i) % queues_];
       for (;;) {
