@@ -233,7 +233,7 @@ def test_what_no_kernel_takes_is_left_to_the_blocks():
 
 @pytest.mark.parametrize("shape", [(4, 14, 14), (1, 3, 4), (1, 1, 2)], ids=str)  # of many rows, few and fewest
 def test_threads_give_the_same_bits(shape, dtype, launcher):
-    layers, x, before, found = layers_of("window ff peg list ff"), torch.randn(*shape, 40).to(dtype), None, []
+    layers, x, found = layers_of("window ff peg list ff"), torch.randn(*shape, 40).to(dtype), []
     before = torch.get_num_threads()
     try:
         for threads in (1, *[2, 3, 70] * 4):
@@ -248,7 +248,7 @@ def test_threads_give_the_same_bits(shape, dtype, launcher):
 def test_fewer_threads_than_were_asked_for_do_all_of_it():
     program = """
 import torch
-from scalablevit import ScalableViT, kernels
+from scalablevit import kernels
 from tests.kernels.native.test_sequences import layers_of, run_blocks
 torch.set_num_threads(3)
 layers, x = layers_of("window ff peg list ff"), torch.randn(4, 14, 14, 40)

@@ -65,7 +65,7 @@ struct LeaveRows {
 // Where the products of rows with a whole group of columns go: to `target`, in rows `stride` apart, plus a bias and what lies
 // likewise at `kept`, of which either may be null.
 template <typename T>
-struct Written {
+struct Destination {
   const float* bias;
   const T* kept;
   T* target;
@@ -75,7 +75,7 @@ struct Written {
 // A function of its own, whose loop has registers for all that it needs.
 template <typename Products, bool kAdds, typename Number, typename T>
 __attribute__((noinline)) void write_products(const Number* left, int64_t size, int rows, const Number* right, int64_t length,
-                                              Written<T> to) {
+                                              Destination<T> to) {
   Vector bias[kGroup / kLanes] = {};
   for (int v = 0; to.bias && v < kGroup / kLanes; ++v) bias[v] = load(to.bias + v * kLanes);
   Products::multiply_rows_beside(left, size, rows, right, kGroup, length, [=](int64_t i, const float* sums) {
