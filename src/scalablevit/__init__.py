@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from scalablevit.design import Design
+from scalablevit.prepacking import prepack
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.variants import (
     scalablevit_base,
@@ -61,6 +62,7 @@ __all__ = [
     "export",
     "load_model",
     "predict",
+    "prepack",
     "save_model",
     "scalablevit_base",
     "scalablevit_large",

@@ -12,6 +12,8 @@ from scalablevit.benchmarking.plots import plot_benchmark
 from scalablevit.benchmarking.timing import interleaved_seconds, matrix_rate
 from scalablevit.benchmarking.workload import Workload
 from scalablevit.cli import main
+from scalablevit.kernels.cpu.compilation import library
+from scalablevit.kernels.cpu.kept_weights import kept_weight
 
 FACTORY = '''
 import time
@@ -130,6 +132,14 @@ def test_precisions(precision):
     assert workload.images(4, 4).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_our_networks_are_prepacked_where_that_is_wanted(wanted):
+    if library() is None:
+        pytest.skip("no compiler")
+    model = Workload(prepack=wanted).place(nn.Sequential(nn.Linear(3, 5)))
+    assert (kept_weight(model[0].weight) is not None) == wanted
+
+
 def test_both_packages_build_the_same_network_from_a_preset():
     for preset in PRESETS:
         ours, theirs = (parse_contender(f"{kind}:{preset}").build(64, 64) for kind in ("scalablevit", "vit-pytorch"))
@@ -171,6 +181,7 @@ def test_factories_that_are_not_there_are_named(factories):
     [
         ({"mode": "inference"}, r"mode is 'inference' \(did you mean infer\?\); it must be one of infer, train"),
         ({"precision": "f32"}, r"precision is 'f32'.*one of fp32, bf16, fp16"),
+        ({"mode": "train", "prepack": True}, 'prepack is True with mode "train"'),
         ({"batch": 0}, "batch is 0"),
         ({"device": "cuda:99"}, "device is 'cuda:99', which this machine does not have"),
         ({"device": "gpu"}, "device is 'gpu', which this machine does not have"),

@@ -16,6 +16,8 @@ from scalablevit import Predictor, save_model, scalablevit_nano
 from scalablevit.classification import image_inputs
 from scalablevit.classification.prediction import FailedPrediction, Prediction
 from scalablevit.images import read_image
+from scalablevit.kernels.cpu.compilation import library
+from scalablevit.kernels.cpu.kept_weights import kept_weight
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,13 @@ def check(prediction, expected):
     assert prediction.probabilities == pytest.approx(expected[order].tolist(), rel=1e-4)
     assert prediction.labels == tuple("abcd"[index] for index in order)
     assert (prediction.index, prediction.label) == (prediction.indices[0], prediction.labels[0])
+
+
+def test_its_model_is_prepacked(predictor):
+    if library() is None:
+        pytest.skip("no compiler")
+    weights = [module.weight for module in predictor.model.modules() if isinstance(module, torch.nn.Linear)]
+    assert all(kept_weight(weight) is not None for weight in weights)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -95,6 +95,7 @@ def benchmark(
     batch: int = 8,
     compile: bool = False,
     channels_last: bool = False,
+    prepack: bool = False,
     device: str = "cpu",
     threads: int | None = None,
     rounds: int = 9,
@@ -113,6 +114,7 @@ def benchmark(
         batch: Images at once.
         compile: Whether models are compiled.
         channels_last: Whether images and convolution weights have the channels-last memory format.
+        prepack: Whether our networks keep their weights packed (`scalablevit.prepack`).
         device: Where.
         threads: Of PyTorch, on a CPU; None: as they are.
         rounds: How many turns each contender has.
@@ -124,7 +126,13 @@ def benchmark(
             none: its measurement says why, and the others go on.
     """
     workload = Workload(
-        mode=mode, precision=precision, batch=batch, compile=compile, channels_last=channels_last, device=device
+        mode=mode,
+        precision=precision,
+        batch=batch,
+        compile=compile,
+        channels_last=channels_last,
+        prepack=prepack,
+        device=device,
     )
     check_count("rounds", rounds)
     for size in sizes:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scalablevit.configuration import check_count
+from scalablevit.prepacking import prepack
 from scalablevit.suggestions import nearest_name
 
 Mode = Literal["infer", "train"]
@@ -31,6 +32,7 @@ class Workload:
         batch: Images at once.
         compile: Whether models are compiled, for each size by itself.
         channels_last: Whether images and convolution weights have PyTorch's channels-last memory format.
+        prepack: Whether models are prepacked, which changes nothing about those that are not ours; not in training.
         device: Where.
     """
 
@@ -39,6 +41,7 @@ class Workload:
     batch: int = 8
     compile: bool = False
     channels_last: bool = False
+    prepack: bool = False
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -50,6 +53,10 @@ class Workload:
                 hint = nearest_name(str(value), allowed)
                 raise ValueError(f"{name} is {value!r}{hint}; it must be one of {', '.join(allowed)}")
         check_count("batch", self.batch)
+        if self.prepack and self.mode == "train":
+            raise ValueError(
+                'prepack is True with mode "train", which changes weights: leave it out, or measure "infer"'
+            )
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without CUDA
@@ -65,6 +72,8 @@ class Workload:
         model = model.to(self.device, self._stored_dtype).train(self.mode == "train")
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)
+        if self.prepack:
+            model = prepack(model)
         # One graph for each size: what a size that is known allows is part of what is measured.
         return torch.compile(model, dynamic=False) if self.compile else model  # type: ignore[return-value]
 

@@ -25,6 +25,7 @@ from scalablevit.classification.sources import SAMPLE, Parts, find_evaluation_da
 from scalablevit.configuration import check_count
 from scalablevit.extras import require_extra
 from scalablevit.images import ImagePlace
+from scalablevit.prepacking import prepack
 from scalablevit.preprocessing import Preprocessing
 from scalablevit.weights import is_multi_label, load_model, read_config
 
@@ -102,7 +103,7 @@ def evaluate(
         )
     where = choose_device(device)
     evaluation = evaluate_images(
-        load_model(run, where),
+        prepack(load_model(run, where)),
         images,
         Preprocessing.from_pretrained_cfg(config["pretrained_cfg"]),
         where,

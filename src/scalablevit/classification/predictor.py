@@ -25,6 +25,7 @@ from scalablevit.classification.machine_checks import available_cores
 from scalablevit.classification.prediction import FailedPrediction, Prediction
 from scalablevit.configuration import check_count
 from scalablevit.exporting import is_export, open_export
+from scalablevit.prepacking import prepack
 from scalablevit.preprocessing import Preprocessing
 from scalablevit.scalable_vit import ScalableViT
 from scalablevit.weights import is_multi_label, load_model, read_config
@@ -247,7 +248,7 @@ class _Network(NamedTuple):
 def _open_folder(run: str | Path, device: str | None) -> _Network:
     config = read_config(run)
     where = choose_device(device)
-    model = load_model(run, where)
+    model = prepack(load_model(run, where))
     if model.num_classes == 0:
         raise ValueError(f"{run} holds a network without a classifier, which names no classes: give it one")
     return _Network(

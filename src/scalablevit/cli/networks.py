@@ -21,6 +21,7 @@ def _add_benchmark_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="Images at once.")
     parser.add_argument("--compile", action="store_true", help="Compile the models.")
     parser.add_argument("--channels_last", action="store_true", help="Channels-last images and convolution weights.")
+    parser.add_argument("--prepack", action="store_true", help="Our networks keep their weights packed, for inference.")
     parser.add_argument("--threads", type=int, help="Of PyTorch, on a CPU; default: as many as there are cores.")
     parser.add_argument("--rounds", type=int, default=9, help="How many turns each contender has.")
     parser.add_argument("--no_memory", action="store_true", help="Leave memory out, which takes a process for each.")
@@ -41,7 +42,7 @@ def _benchmark(arguments: Namespace) -> int:
         from scalablevit.extras import require_extra
 
         require_extra("benchmark", "matplotlib")
-    names = ("mode", "precision", "batch", "compile", "channels_last", "device", "threads", "rounds")
+    names = ("mode", "precision", "batch", "compile", "channels_last", "prepack", "device", "threads", "rounds")
     result = benchmark(
         arguments.contenders,
         sizes=[parse_size(size) for size in arguments.size],

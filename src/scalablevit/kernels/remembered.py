@@ -23,6 +23,22 @@ _MOST_TENSORS, _MOST_CASES = 1 << 15, 16
 # By the address of the first tensor, and how many there are: what was asked about all of them, and what was found in
 # each case. Only numbers are kept of tensors, so that none lives longer for it.
 _known: dict[tuple[int, int], tuple[list[Any], dict[Hashable, Any]]] = {}
+_settings = {"counts_changes": False}
+
+
+def count_changes(counts: bool) -> None:
+    """Whether tensors are compared by how often PyTorch has seen them change, too."""
+    _settings["counts_changes"] = counts
+
+
+def forget() -> None:
+    """Nothing is known any longer."""
+    _known.clear()
+
+
+def version_of(x: Tensor) -> int:
+    """How often PyTorch has seen a tensor change; it does not look at those that were made for inference."""
+    return 0 if x.is_inference() else x._version
 
 
 def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[[], Found]) -> Found:
@@ -35,11 +51,13 @@ def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[
     """
     if not {type(x) for x in tensors} <= _PLAIN:
         return find()  # a subclass may lie nowhere
-    facts = [
+    facts: list[Any] = [
         None if x is None else (x.data_ptr(), x.dtype, x.shape, x.is_contiguous(), x.is_cpu, type(x), x.is_neg())
         for x in tensors
     ]
-    place = next(fact[0] for fact in facts if fact is not None), len(facts)
+    if _settings["counts_changes"]:
+        facts += [0 if x is None else version_of(x) for x in tensors]
+    place = next(fact[0] for fact in facts if fact is not None), len(tensors)
     known = _known.get(place)
     if known is None or known[0] != facts:
         if sum(tensors for _, tensors in list(_known)) >= _MOST_TENSORS:

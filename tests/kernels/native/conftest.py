@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from scalablevit.kernels.cpu import attention, compilation
+from scalablevit.kernels.cpu import attention, compilation, kept_weights
 
 # Vectors of 8 with AVX2, of 8 in two halves without, and of 4 as NEON has them; tiles in plain loops.
 VARIANTS = {
@@ -41,7 +41,8 @@ def kernels(request, tmp_path_factory):
 
 @pytest.fixture
 def launcher(kernels, monkeypatch):
-    monkeypatch.setattr(attention, "library", lambda: kernels)
+    for module in (attention, kept_weights):
+        monkeypatch.setattr(module, "library", lambda: kernels)
     return attention
 
 

@@ -18,10 +18,10 @@ namespace scalablevit {
 struct WindowBlock {
   const void* x;  // (b, h, w, c), of type T
   const float *norm_weight, *norm_bias;
-  const void* projection;  // (2nd + nd', c), of type W: queries and keys, then values
+  LayerWeight projection;  // (2nd + nd', c), of type W: queries and keys, then values
   const float* projection_bias;
   const float *lim_weight, *lim_bias;  // (nd', 9), (nd')
-  const void* to_out;                  // (c, nd'), of type W
+  LayerWeight to_out;                       // (c, nd'), of type W
   const float* out_bias;
   // Of the workspace Python reads what lies behind the taps, for the backward pass (`kernels/cpu/blocks.py`).
   void *workspace, *out;  // as large as Python has it, (b, h, w, c)
@@ -31,16 +31,16 @@ struct WindowBlock {
 struct ListBlock {
   const void* x;  // (b, h, w, c), of type T
   const float *norm_weight, *norm_bias;
-  const void* to_query;  // (nd, c), of type W
+  LayerWeight to_query;  // (nd, c), of type W
   const float* query_bias;
   // Of a reduction by more than 1: the depthwise convolution over cells, (c, r, r) and (c), the layer that scales channels,
   // (nd, c) of type W and (nd), and the norm behind it.
   const float *cell_weight, *cell_bias;
-  const void* scaling;
+  LayerWeight scaling;
   const float *scaling_bias, *inner_weight, *inner_bias;
-  const void* to_key_value;  // (nd + nd', nd or c), of type W
+  LayerWeight to_key_value;  // (nd + nd', nd or c), of type W
   const float* key_value_bias;
-  const void* to_out;  // (c, nd'), of type W
+  LayerWeight to_out;  // (c, nd'), of type W
   const float* out_bias;
   void *workspace, *out;
   int64_t b, height, width, channels, heads, key_width, value_width, factor, adds;
@@ -49,9 +49,9 @@ struct ListBlock {
 struct FeedForwardBlock {
   const void* x;                         // (rows, c), of type T
   const float *norm_weight, *norm_bias;  // null for none
-  const void* weight1;                   // (f, c), of type W
+  LayerWeight weight1;                        // (f, c), of type W
   const float* bias1;
-  const void* weight2;  // (c, f), of type W
+  LayerWeight weight2;  // (c, f), of type W
   const float* bias2;
   void *kept, *out;  // (rows, f), where what the first layer gives goes, or null; (rows, c)
   int64_t rows, channels, hidden, adds;
@@ -59,23 +59,24 @@ struct FeedForwardBlock {
 
 // `linear`, whichever way is faster.
 template <typename T, typename W>
-void apply_linear(const T* x, const float* norm_weight, const float* norm_bias, float eps, const W* weight, const float* bias,
+void apply_linear(const T* x, const float* norm_weight, const float* norm_bias, float eps, LayerWeight weight, const float* bias,
                   const T* residual, T* out, T* second, int64_t rows, int width, int columns, int first_columns,
                   int threads) {
   with_products<T>([&](auto kind) {
     using Products = typename decltype(kind)::Type;
     const NormedRows<T> read{x, norm_weight, norm_bias, eps, width};
-    const auto run = are_few_for_linear(rows, width) ? linear_of_few<Products, NormedRows<T>, T, W>
-                                                     : linear<Products, NormedRows<T>, T, W>;
+    const W* plain = (const W*)weight.data;
     if (rows <= kFewest)
-      return linear_of_fewest<T, W>(x, norm_weight, norm_bias, eps, weight, bias, residual, out, second, rows, width, columns,
+      return linear_of_fewest<T, W>(x, norm_weight, norm_bias, eps, plain, bias, residual, out, second, rows, width, columns,
                                     first_columns, threads);
-    run(read, weight, bias, residual, out, second, rows, columns, first_columns, threads, {});
+    if (!weight.kept && are_few_for_linear(rows, width))  // weights that are packed already need not be spared
+      return linear_of_few<Products>(read, plain, bias, residual, out, second, rows, columns, first_columns, threads);
+    linear<Products, NormedRows<T>, T, W>(read, weight, bias, residual, out, second, rows, columns, first_columns, threads);
   });
 }
 
 template <typename T, typename W>
-void apply_linear(const T* x, const W* weight, const float* bias, const T* residual, T* out, int64_t rows, int width,
+void apply_linear(const T* x, LayerWeight weight, const float* bias, const T* residual, T* out, int64_t rows, int width,
                   int columns, int threads) {
   apply_linear<T, W>(x, nullptr, nullptr, 0.0f, weight, bias, residual, out, nullptr, rows, width, columns, columns, threads);
 }
@@ -88,14 +89,14 @@ void attend_in_windows_block(const WindowBlock& a, float eps, float scale, int t
   T *query_key = (T*)(taps + 9 * of_values), *value = query_key + rows * of_keys, *attended = value + rows * of_values;
   const T* x = (const T*)a.x;
   turn_taps(a.lim_weight, of_values, 9, taps);
-  apply_linear<T, W>(x, a.norm_weight, a.norm_bias, eps, (const W*)a.projection, a.projection_bias, nullptr, query_key, value,
+  apply_linear<T, W>(x, a.norm_weight, a.norm_bias, eps, a.projection, a.projection_bias, nullptr, query_key, value,
                      rows, c, of_keys + of_values, of_keys, threads);
   const MapStrides of_query_key{a.height * a.width * of_keys, a.width * of_keys, of_keys};
   const MapStrides of_value{a.height * a.width * of_values, a.width * of_values, of_values};
   attend_in_windows<T>(query_key, value, attended, taps, a.lim_bias, (int)a.b, (int)a.height, (int)a.width, (int)a.heads,
                        (int)a.key_width, (int)a.value_width, of_query_key, of_value, (int)a.window_height,
                        (int)a.window_width, scale, threads);
-  apply_linear<T, W>(attended, (const W*)a.to_out, a.out_bias, a.adds ? x : nullptr, (T*)a.out, rows, of_values, c, threads);
+  apply_linear<T, W>(attended, a.to_out, a.out_bias, a.adds ? x : nullptr, (T*)a.out, rows, of_values, c, threads);
 }
 
 // The norm of a map (b, h, w, c), convolved cell by cell: (b, h / r, w / r, c). What is beyond the last whole cell is left out.
@@ -146,8 +147,8 @@ void attend_to_list_block(const ListBlock& a, float eps, float inner_eps, float 
   T *query = (T*)(taps + r * r * c), *key_value = query + rows * of_keys, *attended = key_value + cells * of_both;
   T *reduced = attended + rows * of_values, *scaled = reduced + cells * c;  // only where r is above 1
   const T* x = (const T*)a.x;
-  const auto project = [&](const void* weight, const float* bias, T* out, int columns) {
-    apply_linear<T, W>(x, a.norm_weight, a.norm_bias, eps, (const W*)weight, bias, nullptr, out, nullptr, rows, c, columns,
+  const auto project = [&](LayerWeight weight, const float* bias, T* out, int columns) {
+    apply_linear<T, W>(x, a.norm_weight, a.norm_bias, eps, weight, bias, nullptr, out, nullptr, rows, c, columns,
                        columns, threads);
   };
   project(a.to_query, a.query_bias, query, of_keys);
@@ -156,30 +157,29 @@ void attend_to_list_block(const ListBlock& a, float eps, float inner_eps, float 
   } else {
     turn_taps(a.cell_weight, c, r * r, taps);
     reduce_normed(a, taps, eps, reduced, threads);
-    apply_linear<T, W>(reduced, (const W*)a.scaling, a.scaling_bias, nullptr, scaled, cells, c, of_keys, threads);
+    apply_linear<T, W>(reduced, a.scaling, a.scaling_bias, nullptr, scaled, cells, c, of_keys, threads);
     normalise_and_activate(scaled, a.inner_weight, a.inner_bias, cells, of_keys, inner_eps, threads);
-    apply_linear<T, W>(scaled, (const W*)a.to_key_value, a.key_value_bias, nullptr, key_value, cells, of_keys, of_both,
+    apply_linear<T, W>(scaled, a.to_key_value, a.key_value_bias, nullptr, key_value, cells, of_keys, of_both,
                        threads);
   }
   const ListStrides of_query{a.height * a.width * of_keys, a.key_width, of_keys};
   attend_to_list<T>(query, key_value, key_value + of_keys, attended, (int)a.b, (int)a.heads, (int)(a.height * a.width),
                     (int)keys, (int)a.key_width, (int)a.value_width, of_query, {keys * of_both, a.key_width, of_both},
                     {keys * of_both, a.value_width, of_both}, scale, {0, 0.0}, threads);
-  apply_linear<T, W>(attended, (const W*)a.to_out, a.out_bias, a.adds ? x : nullptr, (T*)a.out, rows, of_values, c, threads);
+  apply_linear<T, W>(attended, a.to_out, a.out_bias, a.adds ? x : nullptr, (T*)a.out, rows, of_values, c, threads);
 }
 
 template <typename T, typename W>
 void feed_forward_block(const FeedForwardBlock& a, float eps, Dropout of_hidden, Dropout of_result, int threads) {
   const int c = (int)a.channels, f = (int)a.hidden;
   const T* x = (const T*)a.x;
-  const W *weight1 = (const W*)a.weight1, *weight2 = (const W*)a.weight2;
-  const bool is_plain = !a.kept && !of_hidden.is_on();
+  const bool may_be_turned = !a.kept && !of_hidden.is_on() && !a.weight1.kept && !a.weight2.kept;
   with_products<T>([&](auto kind) {
     using Products = typename decltype(kind)::Type;
-    if (is_plain && are_few_for_feed_forward(a.rows, c))
-      return feed_forward_of_few<Products, T, W>(x, a.norm_weight, a.norm_bias, eps, weight1, a.bias1, weight2, a.bias2,
-                                                 (T*)a.out, a.rows, c, f, a.adds, threads);
-    feed_forward<Products, T, W>(x, a.norm_weight, a.norm_bias, eps, weight1, a.bias1, weight2, a.bias2, (T*)a.out,
+    if (may_be_turned && are_few_for_feed_forward(a.rows, c))
+      return feed_forward_of_few<Products>(x, a.norm_weight, a.norm_bias, eps, (const W*)a.weight1.data, a.bias1,
+                                           (const W*)a.weight2.data, a.bias2, (T*)a.out, a.rows, c, f, a.adds, threads);
+    feed_forward<Products, T, W>(x, a.norm_weight, a.norm_bias, eps, a.weight1, a.bias1, a.weight2, a.bias2, (T*)a.out,
                                  (T*)a.kept, a.rows, c, f, a.adds, of_hidden, of_result, threads);
   });
 }

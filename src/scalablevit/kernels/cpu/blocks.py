@@ -25,8 +25,8 @@ def window_call(x: Tensor, parts: WindowParts, *, residual: bool) -> BlockCall:
     return BlockCall.of(
         "attend_in_windows_block",
         x,
-        parts.to_out.weight,
         parts.tensors(),
+        layers=(2, 6),
         room=_room(x, 9 * heads * value_width, positions * heads * 2 * (key_width + value_width)),
         sizes=(*x.shape, heads, key_width, value_width, *window, int(residual)),
         factors=parts.factors(),
@@ -47,8 +47,8 @@ def list_call(x: Tensor, parts: ListParts, *, residual: bool) -> BlockCall:
     return BlockCall.of(
         "attend_to_list_block",
         x,
-        parts.to_out.weight,
         parts.tensors(),
+        layers=(2, 6, 10, 12),
         room=_room(x, factor * factor * c, numbers),
         sizes=(*x.shape, heads, key_width, value_width, factor, int(residual)),
         factors=parts.factors(),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.kernels.cpu.attention import addresses, call
+from scalablevit.kernels.cpu.kept_weights import KeptWeight, kept_weight
 from scalablevit.kernels.cpu.rows import as_float
 
 
@@ -25,7 +26,8 @@ class BlockCall(NamedTuple):
         name: Of the kernel.
         types: Of the map, and of the weights of layers, if there are any.
         addresses: Of the parameters, in the kernel's order; None where some are converted at each call.
-        weight: Which parameter the weight is whose type was given; None without one.
+        layers: Which parameters are weights of layers, of the type that was given.
+        kept: Where these are kept packed, as far as they are.
         room: How many numbers of the type of the map the kernel wants memory for.
         sizes: In the kernel's order.
         factors: What the kernel is given beside all these, in its order: first these numbers.
@@ -35,7 +37,8 @@ class BlockCall(NamedTuple):
     name: str
     types: tuple[torch.dtype, ...]
     addresses: tuple[int, ...] | None
-    weight: int | None
+    layers: tuple[int, ...]
+    kept: tuple[KeptWeight | None, ...]
     room: int
     sizes: tuple[int, ...]
     factors: tuple[float, ...]
@@ -46,20 +49,22 @@ class BlockCall(NamedTuple):
         cls,
         name: str,
         x: Tensor,
-        weight: Tensor | None,
         parameters: Sequence[Tensor | None],
         *,
+        layers: tuple[int, ...] = (),
         room: int = 0,
         sizes: tuple[int, ...],
         factors: Sequence[float] = (),
         settings: tuple[Any, ...] = (),
     ) -> BlockCall:
-        """For a map such as x and these parameters; layers are of the type of the weight, if there are any."""
-        place = next((i for i, one in enumerate(parameters) if one is weight), None) if weight is not None else None
-        read = _as_read(parameters, place)
-        kept = all(one is parameter for one, parameter in zip(read, parameters, strict=True))
-        types = (x.dtype,) if weight is None else (x.dtype, weight.dtype)
-        return cls(name, types, _addresses(read) if kept else None, place, room, sizes, tuple(factors), settings)
+        """For a map such as x and these parameters, whose layers, if there are any, are all of one type."""
+        read = _as_read(parameters, layers)
+        stay = all(one is parameter for one, parameter in zip(read, parameters, strict=True))
+        weights = [parameters[i] for i in layers]
+        types = (x.dtype, *(one.dtype for one in weights[-1:] if one is not None))
+        kept = tuple(None if one is None else kept_weight(one) for one in weights)
+        addresses = _addresses(read, layers, kept) if stay else None
+        return cls(name, types, addresses, layers, kept, room, sizes, tuple(factors), settings)
 
     def __call__(self, x: Tensor, parameters: Sequence[Tensor | None]) -> Tensor:
         """What the kernel makes of a map, contiguous and as large."""
@@ -75,11 +80,11 @@ class BlockCall(NamedTuple):
 
     def as_read(self, parameters: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """The parameters as the kernel reads them."""
-        return _as_read(parameters, self.weight) if self.addresses is None else parameters
+        return _as_read(parameters, self.layers) if self.addresses is None else parameters
 
     def block(self, read: Sequence[Tensor | None], x: int, between: int, out: int) -> ctypes.Array[ctypes.c_int64]:
         """The kernel's struct, with these parameters and addresses."""
-        addresses = _addresses(read) if self.addresses is None else self.addresses
+        addresses = _addresses(read, self.layers, self.kept) if self.addresses is None else self.addresses
         numbers = x, *addresses, between, out, *self.sizes
         return (ctypes.c_int64 * len(numbers))(*numbers)
 
@@ -131,10 +136,19 @@ class SequenceCall:
         return out
 
 
-def _as_read(parameters: Sequence[Tensor | None], weight: int | None) -> list[Tensor | None]:
+def _as_read(parameters: Sequence[Tensor | None], layers: tuple[int, ...]) -> list[Tensor | None]:
     """Weights of layers as they are, all else in float32."""
-    return [one if one is None or one.ndim == 2 or i == weight else as_float(one) for i, one in enumerate(parameters)]
+    return [one if one is None or i in layers else as_float(one) for i, one in enumerate(parameters)]
 
 
-def _addresses(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
-    return tuple(0 if one is None else one.data_ptr() for one in tensors)
+def _addresses(
+    tensors: Sequence[Tensor | None], layers: tuple[int, ...], kept: tuple[KeptWeight | None, ...]
+) -> tuple[int, ...]:
+    """Of tensors, and behind that of each layer's weight where it is kept packed, 0 where it is not."""
+    packed = {i: 0 if one is None else one.address for i, one in zip(layers, kept, strict=True)}
+    numbers = []
+    for i, one in enumerate(tensors):
+        numbers.append(0 if one is None else one.data_ptr())
+        if i in packed:
+            numbers.append(packed[i])
+    return tuple(numbers)

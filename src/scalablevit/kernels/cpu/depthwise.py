@@ -25,7 +25,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, residual: bool =
 def convolution_call(x: Tensor, parameters: Sequence[Tensor | None], *, residual: bool) -> BlockCall:
     """What does that for maps such as x, (b, h, w, c), with a weight, (c, 1, 3, 3), and a bias, (c), or None."""
     room, sizes = -(-9 * x.shape[-1] * 4 // x.itemsize), (*x.shape, int(residual))
-    return BlockCall.of("convolve_depthwise", x, None, parameters, room=room, sizes=sizes)
+    return BlockCall.of("convolve_depthwise", x, parameters, room=room, sizes=sizes)
 
 
 def parameter_gradients(grad: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,18 +62,21 @@ __attribute__((noinline)) void add_products(const Number* left, int64_t size, in
 // hidden layer, (rows, f), the other from the result, (rows, c). What the first layer gives goes to `kept`, (rows, f), if that is
 // there.
 template <typename Products, typename T, typename W>
-void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, float eps, const W* weight1,
-                  const float* bias1, const W* weight2, const float* bias2, T* out, T* kept, int64_t rows, int width,
+void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, float eps, LayerWeight weight1,
+                  const float* bias1, LayerWeight weight2, const float* bias2, T* out, T* kept, int64_t rows, int width,
                   int hidden, bool residual, Dropout of_hidden, Dropout of_result, int threads) {
   using Number = typename Products::Number;
   static thread_local Scratch of_weights;
   const int64_t groups = groups_of(width), hidden_groups = groups_of(hidden);
   const int64_t size = Products::left_size(width), chunk_size = Products::left_size(kHiddenGroups * kGroup);
   const int64_t right_size = Products::right_size(width), hidden_size = Products::right_size(hidden);
-  const int64_t of_packed = (hidden_groups * right_size + groups * hidden_size) * sizeof(Number) / sizeof(float);
-  float* padded = of_weights.take<float>(hidden_groups * kGroup + of_packed);
-  Number* first = (Number*)(padded + hidden_groups * kGroup);  // after bias1, and zeros
-  Number* second = first + hidden_groups * right_size;
+  const Number* kept_first = weight1.packed<Products, W>(hidden, width, threads);
+  const Number* kept_second = weight2.packed<Products, W>(width, hidden, threads);
+  const int64_t of_first = kept_first ? 0 : hidden_groups * right_size, of_second = kept_second ? 0 : groups * hidden_size;
+  float* padded = of_weights.take<float>(hidden_groups * kGroup + (of_first + of_second) * sizeof(Number) / sizeof(float));
+  Number* made_first = (Number*)(padded + hidden_groups * kGroup);  // after bias1, and zeros
+  Number* made_second = made_first + of_first;
+  const Number *first = kept_first ? kept_first : made_first, *second = kept_second ? kept_second : made_second;
   std::memset(padded, 0, hidden_groups * kGroup * sizeof(float));
   std::memcpy(padded, bias1, hidden * sizeof(float));
   const Division division = divide<Products>(rows, threads, Products::kMostRows);
@@ -90,14 +93,9 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
     float* result = room + kGroup * width;  // (rows, stride)
     Number* left = (Number*)(result + row_groups * kGroup * stride);
     Number* chunk = left + row_groups * size;
-#pragma omp for schedule(dynamic) nowait
-    for (int64_t g = 0; g < hidden_groups; ++g)
-      Products::pack_right(Side<W>{weight1, width, 1}, g * kGroup, at_most(kGroup, hidden, g * kGroup), 0, width,
-                           first + g * right_size);
-#pragma omp for schedule(dynamic)
-    for (int64_t g = 0; g < groups; ++g)
-      Products::pack_right(Side<W>{weight2, hidden, 1}, g * kGroup, at_most(kGroup, width, g * kGroup), 0, hidden,
-                           second + g * hidden_size);
+    if (!kept_first) pack_layer<Products, W>(weight1, hidden, width, made_first);
+    if (!kept_second) pack_layer<Products, W>(weight2, width, hidden, made_second);
+#pragma omp barrier
     const Gelu<T> gelu;
     parts.for_each([&](int64_t part) {
       const int64_t start = part * some, count = std::min(some, rows - start), now = groups_of(count);

@@ -107,6 +107,8 @@ DEPTHWISE(bfloat16, BFloat16)
 // From how many rows on layers are faster than PyTorch's.
 extern "C" int fewest_rows_float32() { return fewest_rows<float>(); }
 extern "C" int fewest_rows_bfloat16() { return fewest_rows<BFloat16>(); }
+extern "C" void* new_kept_weight() { return new KeptWeight; }
+extern "C" void delete_kept_weight(void* weight) { delete (KeptWeight*)weight; }
 extern "C" int has_tiles() { return scalablevit::has_tiles(); }
 extern "C" int has_wide_vectors() { return scalablevit::has_wide_vectors(); }
 extern "C" int has_undivided_vectors() { return scalablevit::has_undivided_vectors(); }
@@ -125,9 +127,9 @@ extern "C" int convolves_faster() { return scalablevit::convolves_faster(); }
   }                                                                                                                      \
   extern "C" void linear_##NAME(const void* x, const float* norm_weight, const float* norm_bias, const void* weight,     \
                                 const float* bias, const void* residual, void* out, void* second, int64_t rows,          \
-                                int width, int columns, int first_columns, float eps, int threads) {                     \
-    apply_linear<T, W>((const T*)x, norm_weight, norm_bias, eps, (const W*)weight, bias, (const T*)residual, (T*)out,    \
-                       (T*)second, rows, width, columns, first_columns, threads);                                        \
+                                int width, int columns, int first_columns, float eps, void* kept, int threads) {         \
+    apply_linear<T, W>((const T*)x, norm_weight, norm_bias, eps, {weight, (KeptWeight*)kept}, bias, (const T*)residual,  \
+                       (T*)out, (T*)second, rows, width, columns, first_columns, threads);                               \
   }                                                                                                                      \
   extern "C" void embed_patches_##NAME(const PatchBlock* block, float eps, int threads) {                                \
     embed_patches<T, W>(*block, eps, threads);                                                                           \

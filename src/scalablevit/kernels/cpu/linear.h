@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "packing.h"
+#include "kept_weights.h"
 
 namespace scalablevit {
 
@@ -87,16 +87,27 @@ __attribute__((noinline)) void write_products(const Number* left, int64_t size, 
   });
 }
 
+// Packs a weight of (lines, length) as a right side, by the threads of a team, which do not wait for each other.
+template <typename Products, typename W>
+void pack_layer(LayerWeight weight, int64_t lines, int64_t length, typename Products::Number* target) {
+#pragma omp for schedule(dynamic) nowait
+  for (int64_t g = 0; g < groups_of(lines); ++g)
+    Products::pack_right(Side<W>{(const W*)weight.data, length, 1}, g * kGroup, at_most(kGroup, lines, g * kGroup), 0, length,
+                         target + g * Products::right_size(length));
+}
+
 // out = x @ weight^T, plus bias and residual where they are given. The columns from `first_columns` on, a multiple of
 // kGroup, go to `second`, in rows of their own. `finish(start, count)` is told which rows are done.
 template <typename Products, typename Rows, typename T, typename W, typename Finish = LeaveRows>
-void linear(const Rows& x, const W* weight, const float* bias, const T* residual, T* out, T* second, int64_t rows,
+void linear(const Rows& x, LayerWeight weight, const float* bias, const T* residual, T* out, T* second, int64_t rows,
             int columns, int first_columns, int threads, Finish finish = {}) {
   using Number = typename Products::Number;
   const int width = x.width;
   static thread_local Scratch of_weights;
   const int64_t groups = groups_of(columns), size = Products::left_size(width), right_size = Products::right_size(width);
-  Number* right = of_weights.take<Number>(groups * right_size);
+  const Number* kept = weight.packed<Products, W>(columns, width, threads);
+  Number* made = of_weights.take<Number>(kept ? 0 : groups * right_size);
+  const Number* right = kept ? kept : made;
   const Division division = divide<Products>(rows, threads, std::max(Products::kRows, x.most(Products::kMostRows)));
   const int64_t some = division.part, room = x.room();
   SharedParts parts(divided_up(rows, some), threads);
@@ -106,10 +117,8 @@ void linear(const Rows& x, const W* weight, const float* bias, const T* residual
     const typename Products::Session session;
     float* read = scratch.take<float>(room + groups_of(some) * size * sizeof(Number) / sizeof(float));
     Number* left = (Number*)(read + room);
-#pragma omp for schedule(dynamic)
-    for (int64_t g = 0; g < groups; ++g)
-      Products::pack_right(Side<W>{weight, width, 1}, g * kGroup, at_most(kGroup, columns, g * kGroup), 0, width,
-                           right + g * right_size);
+    if (!kept) pack_layer<Products, W>(weight, columns, width, made);
+#pragma omp barrier
     parts.for_each([&](int64_t part) {
       const int64_t start = part * some, count = std::min(some, rows - start);
       for (int64_t r = 0; r < groups_of(count); ++r)

@@ -15,7 +15,7 @@ namespace scalablevit {
 // What comes from Python, as it lies in an array of 64-bit integers.
 struct PatchBlock {
   const void* x;       // (b, h, w, c), of type T
-  const void* weight;  // (f, c, r, r), of type W
+  LayerWeight weight;  // (f, c, r, r), of type W: packed at each call, as it is laid out anew before
   const float* bias;   // null for none, as are those of the norm
   const float *norm_weight, *norm_bias;
   void *workspace, *out;  // the weight as (f, r, r, c), of type W; (b, h', w', f)
@@ -102,15 +102,16 @@ void embed_patches(const PatchBlock& a, float eps, int threads) {
   const int64_t taps = a.kernel * a.kernel, rows = a.b * a.out_height * a.out_width;
   const int width = (int)(taps * a.channels), columns = (int)a.out_channels;
   const bool few = are_few_for_linear(rows, width);  // fewer than there are lines of the weight: they are turned instead
-  const W* weight = (const W*)a.weight;
+  const W* weight = (const W*)a.weight.data;
   if (!few) lay_out_by_taps(weight, columns, a.channels, taps, (W*)a.workspace, threads), weight = (const W*)a.workspace;
   const PatchRows<T> read{a, width, few};
   const NormRows<T> finish{(T*)a.out, a.norm_weight, a.norm_bias, eps, columns};
   with_products<T>([&](auto kind) {
     using Products = typename decltype(kind)::Type;
-    const auto run = few ? linear_of_few<Products, PatchRows<T>, T, W, NormRows<T>>
-                         : linear<Products, PatchRows<T>, T, W, NormRows<T>>;
-    run(read, weight, a.bias, nullptr, (T*)a.out, nullptr, rows, columns, columns, threads, finish);
+    T *out = (T*)a.out, *none = nullptr;
+    if (few) return linear_of_few<Products>(read, weight, a.bias, none, out, none, rows, columns, columns, threads, finish);
+    linear<Products, PatchRows<T>, T, W>(read, {weight, nullptr}, a.bias, none, out, none, rows, columns, columns, threads,
+                                         finish);
   });
 }
 

@@ -39,8 +39,8 @@ def patch_call(
     return BlockCall.of(
         "embed_patches",
         like,
-        weight,
         parameters,
+        layers=(0,),
         room=-(-weight.numel() * weight.itemsize // like.itemsize),
         sizes=(*map_size, weight.shape[-1], stride, padding, *out_size[1:]),
         factors=(eps,),

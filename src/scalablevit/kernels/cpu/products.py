@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scalablevit.kernels.cpu.attention import addresses, call
 from scalablevit.kernels.cpu.calls import BlockCall
+from scalablevit.kernels.cpu.kept_weights import kept_weight
 from scalablevit.kernels.cpu.rows import as_float
 from scalablevit.kernels.dropout import NO_DROPOUT, Dropout
 
@@ -48,6 +49,7 @@ def linear(
     out, second = (torch.empty((rows, wide), dtype=x.dtype, device=x.device) for wide in (first, columns - first))
     norm_weight, norm_bias, eps = _norm(norm)
     weight, bias = weight.detach(), None if bias is None else as_float(bias)
+    kept = kept_weight(weight)
     call(
         "linear",
         (x.dtype, weight.dtype),
@@ -57,6 +59,7 @@ def linear(
         columns,
         first,
         ctypes.c_float(eps),
+        ctypes.c_void_p(None if kept is None else kept.address),
     )
     return out, second
 
@@ -97,7 +100,9 @@ def feed_forward_call(
     hidden, width = weight.shape
     settings = dropout.arguments()[0], *dropout.another().arguments()
     sizes = x.numel() // width, width, hidden, int(residual)
-    return BlockCall.of("feed_forward_block", x, weight, parameters, sizes=sizes, factors=(eps,), settings=settings)
+    return BlockCall.of(
+        "feed_forward_block", x, parameters, layers=(2, 4), sizes=sizes, factors=(eps,), settings=settings
+    )
 
 
 def differentiate_feed_forward(
