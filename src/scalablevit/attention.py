@@ -117,6 +117,8 @@ class ScalableSelfAttention(Branch):
             reduction, factor = keys_values.reduction(), keys_values.reduction_factor
             if reduction is None:
                 return None
+        elif isinstance(keys_values, DenseKeysValues) and is_plain(keys_values, DenseKeysValues):
+            factor = keys_values.reduction_factor
         elif not isinstance(keys_values, LinearKeysValues) or not is_plain(keys_values, LinearKeysValues):
             return None
         to_q, to_kv = plain_layer(child_of(self, "to_q")), plain_layer(child_of(keys_values, "to_kv"))
@@ -231,7 +233,7 @@ class InteractiveWindowedSelfAttention(Branch):
         lim = plain_layer(convolution, MapConv2d)
         if to_qkv is None or to_out is None or lim is None or not is_plain(dropout, nn.Dropout):
             return None
-        if lim.bias is None or not convolution.is_depthwise_3x3():
+        if lim.bias is None or not (convolution.is_depthwise_3x3() or convolution.is_dense_3x3()):
             return None
         if (attention.training and attention.attention_dropout > 0.0) or probability_of(dropout) > 0.0:
             return None

@@ -1,4 +1,4 @@
-"""An attention of the paper's design step by step, and its backward pass where the forward pass was one call.
+"""An attention step by step, and its backward pass where the forward pass was one call.
 
 Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c). What the forward pass keeps is the map, and what
 the kernel left in its room: queries, keys, values, what was attended to. Norms are computed again, and the layer in
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalablevit.cell_convolutions import cell_convolution_gradients
-from scalablevit.cells import fill_up_to_one_cell
+from scalablevit.cells import cut_into_cells, fill_up_to_one_cell
+from scalablevit.convolutions import convolve
 from scalablevit.dot_product import attend_fused, merge_heads, split_heads
 from scalablevit.interactive_windows import attend_and_convolve, lim_parameter_gradients
 from scalablevit.kernels.cpu.blocks import kept_of_list, kept_of_windows
@@ -25,6 +26,7 @@ from scalablevit.kernels.selection import lists_kernel, windows_kernel
 from scalablevit.layers import linear
 from scalablevit.products import product, sum_of_rows, weight_gradient
 from scalablevit.recomputation import norm_gradients, normalise
+from scalablevit.windows import window_attention
 
 Gradients = list[Tensor | None]
 
@@ -153,10 +155,15 @@ def _attend(read: Tensor, parts: WindowParts | ListParts, *, plain: bool) -> Ten
     if isinstance(parts, WindowParts):
         query_key, value = _apply(read, parts.projection).split([2 * of_keys, of_values], dim=-1)
         lim_weight, lim_bias = (cast(Tensor, one).to(read.dtype) for one in parts.lim)
+        if parts.is_dense:
+            attended = window_attention(query_key, value, heads, parts.window_size, parts.scale)
+            return attended + convolve(value, lim_weight, lim_bias, (1, 1), (1, 1), 1)
         in_windows = attend_and_convolve if plain else torch.ops.scalablevit.interactive_window_attention
         return cast(Tensor, in_windows(query_key, value, lim_weight, lim_bias, heads, parts.window_size, parts.scale))
     query, reduction, reduced = _apply(read, parts.to_query).flatten(1, 2), parts.reduction, read
-    if reduction is not None:
+    if parts.is_dense:
+        reduced = cut_into_cells(fill_up_to_one_cell(read, parts.factor), parts.factor)[:, None]
+    elif reduction is not None:
         scaled = _apply(_cells(read, reduction.cells, parts.factor, plain=plain), reduction.scaling)
         reduced = F.gelu(normalise(scaled, *reduction.norm)[0])
     key, value = _apply(reduced, parts.to_key_value).flatten(1, 2).split([of_keys, of_values], dim=-1)

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from scalablevit.attention_passes import gradients, run_by_steps
 from scalablevit.kernels.cpu.calls import BlockCall
-from scalablevit.kernels.parts import ListParts, WindowParts
+from scalablevit.kernels.cpu.convolution import is_worthwhile
+from scalablevit.kernels.parts import BlockParts, ListParts, WindowParts
 from scalablevit.kernels.recording import in_memory, is_batched
 from scalablevit.kernels.remembered import remembered
-from scalablevit.kernels.selection import blocks_kernel, is_readable, multiplies_any_rows
+from scalablevit.kernels.selection import blocks_kernel, convolves_any_map, is_readable, multiplies_any_rows
 from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.recomputation import (
     are_plain,
@@ -45,6 +46,8 @@ def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool)
         return None
     if not is_recorded(x, *tensors):
         return run(x, tensors)
+    if parts.is_dense:
+        return None  # gradients are those of its steps
     if not all(one is None or one.requires_grad for one in tensors):
         return None  # step by step only what the others ask for is kept
     return cast(Tensor, _Attention.apply(run, kind, numbers, factors, residual, x, *tensors))
@@ -98,8 +101,15 @@ def attend_in_graph(x: Tensor, parts: WindowParts | ListParts) -> Tensor | None:
         return None
     if may_be_transformed() or not are_plain(tensors) or product_dtype(x, parts.norm, tensors[2:]) != dtype:
         return None
+    if not takes_lim_of(parts, dtype):
+        return None
     operator = _window_block if isinstance(parts, WindowParts) else _list_block
     return cast(Tensor, operator(x, tensors, parts.numbers(), parts.factors(), dtype))
+
+
+def takes_lim_of(parts: BlockParts, dtype: torch.dtype) -> bool:
+    """Whether kernels do what these have for LIM, if anything, in products of `dtype` and maps that are not small."""
+    return not isinstance(parts, WindowParts) or not parts.is_dense or convolves_any_map(parts.lim.weight, dtype)
 
 
 def _call_natively(
@@ -142,8 +152,12 @@ def attention_call(
     x: Tensor, parts: WindowParts | ListParts, dtype: torch.dtype, *, residual: bool
 ) -> BlockCall | None:
     """The kernel's call for maps such as x, in products of `dtype`; None where there is none."""
-    if isinstance(parts, ListParts) and (parts.reduction is None) != (parts.factor == 1):
-        return None  # to the kernel a factor says whether there is a reduction
+    if isinstance(parts, ListParts) and parts.reduction is not None and parts.factor == 1:
+        return None  # to the kernel that is one without a reduction
+    if not takes_lim_of(parts, dtype):
+        return None
+    if isinstance(parts, WindowParts) and parts.is_dense and not is_worthwhile(x, parts.lim.weight):
+        return None
     parameters: list[Tensor] = []
     for one, size in zip(parts.tensors(), parts.sizes(x.shape[-1]), strict=True):
         if one is None:

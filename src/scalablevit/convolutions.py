@@ -166,6 +166,12 @@ class MapConv2d(nn.Conv2d):
         settings = self.stride, self.padding, self.dilation, self.padding_mode
         return shape[1:] == (1, 3, 3) and groups == shape[0] and settings == ((1, 1), (1, 1), (1, 1), "zeros")
 
+    def is_dense_3x3(self) -> bool:
+        """Whether it is LIM of vit-pytorch's design: 3x3 of all channels, of as many, on a map with zeros around it."""
+        shape = self.weight.shape
+        sides = self.stride, self.padding, tuple(shape[2:])
+        return self.is_square() and shape[0] == shape[1] and sides == ((1, 1), (1, 1), (3, 3))
+
     def is_square(self) -> bool:
         """Whether it is dense, and alike along both axes: all said by the weight, one stride and one padding."""
         sides = self.kernel_size, self.stride, self.padding

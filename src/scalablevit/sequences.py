@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scalablevit.blocks import attend_unrecorded, attention_call
+from scalablevit.blocks import attend_unrecorded, attention_call, takes_lim_of
 from scalablevit.convolutions import depthwise_call, encode_positions
 from scalablevit.dot_product import is_eager
 from scalablevit.feed_forward_passes import feed_forward_call, run_unrecorded
@@ -133,6 +133,8 @@ def _run_in_graph(x: Tensor, parts: Sequence[BlockParts]) -> Tensor | None:
         return None
     if not all(_fits(one, x.shape[-1]) and _multiplies_in_type_of(x, one) for one in parts):
         return None  # the layers say what is wrong
+    if not all(takes_lim_of(one, x.dtype) for one in parts):
+        return None
     kinds = [next(i for i, (kind, _) in enumerate(_KINDS) if isinstance(one, kind)) for one in parts]
     numbers = [number for one in parts for number in one.numbers()]
     factors = [factor for one in parts for factor in one.factors()]

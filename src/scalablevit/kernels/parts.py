@@ -1,4 +1,4 @@
-"""What the blocks of a layer are made of, attentions in the paper's design, from the norm to the last layer.
+"""What the blocks of a layer are made of, from the norm to the last layer.
 
 Axes: c channels, n heads, d width of a query and key head, d' of a value head, r positions along each side of a cell,
 f channels of a hidden layer. All kinds come apart into tensors, whole numbers and factors, which is what an operator of
@@ -43,12 +43,12 @@ class Reduction(NamedTuple):
 
 
 class WindowParts(NamedTuple):
-    """An attention in windows with a depthwise LIM.
+    """An attention in windows with LIM.
 
     Args:
         norm: In front.
         projection: (2 * n * d + n * d', c): queries, keys, values.
-        lim: (n * d', 1, 3, 3), with a bias.
+        lim: (n * d', 1, 3, 3), or (n * d', n * d', 3, 3) of a dense one; with a bias.
         to_out: (c, n * d').
         heads: n.
         widths: d and d'.
@@ -65,13 +65,18 @@ class WindowParts(NamedTuple):
     window_size: int
     scale: float
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether LIM reads all channels for each one that it gives."""
+        return self.lim.weight.shape[1] != 1
+
     def tensors(self) -> list[Tensor | None]:
         return [*self.norm[:2], *self.projection, *self.lim, *self.to_out]
 
     def sizes(self, channels: int) -> list[tuple[int, ...]]:
         """Of the tensors, for a map of so many channels."""
         of_keys, of_values = (self.heads * width for width in self.widths)
-        lim = [(of_values, 1, 3, 3), (of_values,)]
+        lim = [(of_values, of_values if self.is_dense else 1, 3, 3), (of_values,)]
         projection, to_out = _layer_sizes(2 * of_keys + of_values, channels), _layer_sizes(channels, of_values)
         return [*_norm_sizes(channels), *projection, *lim, *to_out]
 
@@ -97,11 +102,12 @@ class ListParts(NamedTuple):
         norm: In front.
         to_query: (n * d, c).
         reduction: What makes the map that keys and values read; None where that is the normed map.
-        to_key_value: (n * d + n * d', n * d), or (..., c) without a reduction: keys, then values.
+        to_key_value: (n * d + n * d', n * d), or without a reduction (..., r * r * c), which reads cells of the normed
+            map: keys, then values.
         to_out: (c, n * d').
         heads: n.
         widths: d and d'.
-        factor: r; 1 without a reduction.
+        factor: r; more than 1 with a reduction.
         scale: Factor of the scores.
     """
 
@@ -115,6 +121,11 @@ class ListParts(NamedTuple):
     factor: int
     scale: float
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether one layer makes keys and values of cells."""
+        return self.reduction is None and self.factor > 1
+
     def tensors(self) -> list[Tensor | None]:
         reduction = self.reduction
         reducing = [None] * 6 if reduction is None else [*reduction.cells, *reduction.scaling, *reduction.norm[:2]]
@@ -125,7 +136,7 @@ class ListParts(NamedTuple):
         of_keys, of_values = (self.heads * width for width in self.widths)
         cells = [(channels, 1, self.factor, self.factor), (channels,)]
         reducing = [*cells, *_layer_sizes(of_keys, channels), *_norm_sizes(of_keys)]
-        read = channels if self.reduction is None else of_keys
+        read = self.factor**2 * channels if self.reduction is None else of_keys
         layers = [*_layer_sizes(of_keys + of_values, read), *_layer_sizes(channels, of_values)]
         return [*_norm_sizes(channels), *_layer_sizes(of_keys, channels), *reducing, *layers]
 

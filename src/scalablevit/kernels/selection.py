@@ -24,6 +24,7 @@ MAX_NATIVE_KEYS = 256
 MAX_NATIVE_LIST = {torch.float32: 2**16, torch.bfloat16: MAX_NATIVE_KEYS}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
+MAX_NATIVE_CHANNELS = 384  # of a dense convolution: transforming the weight takes longer than is saved from there on
 _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
 # Rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles, and of one with
 # sums so long that threads take parts of those.
@@ -291,6 +292,17 @@ def convolution_kernel(
     if choices["native"] is not True and not (_convolves_faster() and min(weight.shape[:2]) >= _FEWEST_CHANNELS):
         return None
     return _module("scalablevit.kernels.cpu.convolution")
+
+
+def convolves_any_map(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `convolution_kernel` convolves maps of that type, unless small, with a dense 3x3 weight; no question of
+    maps, so for compilers.
+    """
+    if dtype != torch.float32 or choices["native"] is False or not _has_library():
+        return False
+    if max(weight.shape[:2]) > MAX_NATIVE_CHANNELS:
+        return False
+    return choices["native"] is True or (_convolves_faster() and min(weight.shape[:2]) >= _FEWEST_CHANNELS)
 
 
 def depthwise_kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:

@@ -227,13 +227,14 @@ def test_models_of_others_and_elsewhere_stay_as_they_are():
 
 @pytest.mark.slow
 def test_compiled_networks(network, dtype):
-    x = torch.randn(2, 3, 64, 64)
-    expected = expected_of(network, x, dtype)
+    x, tolerance = torch.randn(2, 3, 64, 64), None if dtype == torch.float32 else 4e-2
     compiled = torch.compile(prepack(network), fullgraph=True)
-    for _ in range(2):
-        assert_agree(run(compiled, x, dtype), expected, dtype)
-    load_another(network)
-    assert_agree(run(compiled, x, dtype), expected_of(network, x, dtype), dtype)
+    for change in (None, load_another):
+        if change is not None:
+            change(network)
+        expected = expected_of(network, x, dtype)
+        for _ in range(2):
+            assert_agree(run(compiled, x, dtype), expected, dtype, tolerance)
 
 
 def test_published_sizes_agree(dtype):

@@ -1,5 +1,5 @@
-// Branches of a block from the norm before them to the sum with the residual stream behind it: the attentions of the paper's
-// design and the feed-forward.
+// Branches of a block from the norm before them to the sum with the residual stream behind it: the attentions and the
+// feed-forward.
 //
 // Axes: b batch, h height, w width, c channels, n heads, d width of a query and key head, d' of a value head, r positions
 // along each side of a cell, f channels of a hidden layer. Maps are contiguous. Nothing here multiplies; what does is called
@@ -11,6 +11,7 @@
 #include "lists.h"
 #include "shared_parts.h"
 #include "windows.h"
+#include "winograd.h"
 
 namespace scalablevit {
 
@@ -20,12 +21,12 @@ struct WindowBlock {
   const float *norm_weight, *norm_bias;
   LayerWeight projection;  // (2nd + nd', c), of type W: queries and keys, then values
   const float* projection_bias;
-  const float *lim_weight, *lim_bias;  // (nd', 9), (nd')
+  const float *lim_weight, *lim_bias;  // (nd', 9), or (nd', nd', 9) of a dense one, and (nd')
   LayerWeight to_out;                       // (c, nd'), of type W
   const float* out_bias;
   // Of the workspace Python reads what lies behind the taps, for the backward pass (`kernels/cpu/blocks.py`).
   void *workspace, *out;  // as large as Python has it, (b, h, w, c)
-  int64_t b, height, width, channels, heads, key_width, value_width, window_height, window_width, adds;
+  int64_t b, height, width, channels, heads, key_width, value_width, window_height, window_width, adds, is_dense;
 };
 
 struct ListBlock {
@@ -34,11 +35,11 @@ struct ListBlock {
   LayerWeight to_query;  // (nd, c), of type W
   const float* query_bias;
   // Of a reduction by more than 1: the depthwise convolution over cells, (c, r, r) and (c), the layer that scales channels,
-  // (nd, c) of type W and (nd), and the norm behind it.
+  // (nd, c) of type W and (nd), and the norm behind it. All null where the last layer reads the cells themselves.
   const float *cell_weight, *cell_bias;
   LayerWeight scaling;
   const float *scaling_bias, *inner_weight, *inner_bias;
-  LayerWeight to_key_value;  // (nd + nd', nd or c), of type W
+  LayerWeight to_key_value;  // (nd + nd', nd, c or rrc), of type W
   const float* key_value_bias;
   LayerWeight to_out;  // (c, nd'), of type W
   const float* out_bias;
@@ -57,22 +58,29 @@ struct FeedForwardBlock {
   int64_t rows, channels, hidden, adds;
 };
 
-// `linear`, whichever way is faster.
+// A layer of rows, whichever way is faster.
+template <typename T, typename W, typename Rows>
+void apply_to_rows(const Rows& read, LayerWeight weight, const float* bias, const T* residual, T* out, T* second, int64_t rows,
+                   int columns, int first_columns, int threads) {
+  with_products<T>([&](auto kind) {
+    using Products = typename decltype(kind)::Type;
+    if (!weight.kept && are_few_for_linear(rows, read.width))  // weights that are packed already need not be spared
+      return linear_of_few<Products>(read, (const W*)weight.data, bias, residual, out, second, rows, columns, first_columns,
+                                     threads);
+    linear<Products, Rows, T, W>(read, weight, bias, residual, out, second, rows, columns, first_columns, threads);
+  });
+}
+
+// Likewise, of positions through a norm, if there is one.
 template <typename T, typename W>
 void apply_linear(const T* x, const float* norm_weight, const float* norm_bias, float eps, LayerWeight weight, const float* bias,
                   const T* residual, T* out, T* second, int64_t rows, int width, int columns, int first_columns,
                   int threads) {
-  with_products<T>([&](auto kind) {
-    using Products = typename decltype(kind)::Type;
-    const NormedRows<T> read{x, norm_weight, norm_bias, eps, width};
-    const W* plain = (const W*)weight.data;
-    if (rows <= kFewest)
-      return linear_of_fewest<T, W>(x, norm_weight, norm_bias, eps, plain, bias, residual, out, second, rows, width, columns,
-                                    first_columns, threads);
-    if (!weight.kept && are_few_for_linear(rows, width))  // weights that are packed already need not be spared
-      return linear_of_few<Products>(read, plain, bias, residual, out, second, rows, columns, first_columns, threads);
-    linear<Products, NormedRows<T>, T, W>(read, weight, bias, residual, out, second, rows, columns, first_columns, threads);
-  });
+  if (rows <= kFewest)
+    return linear_of_fewest<T, W>(x, norm_weight, norm_bias, eps, (const W*)weight.data, bias, residual, out, second, rows,
+                                  width, columns, first_columns, threads);
+  const NormedRows<T> read{x, norm_weight, norm_bias, eps, width};
+  apply_to_rows<T, W>(read, weight, bias, residual, out, second, rows, columns, first_columns, threads);
 }
 
 template <typename T, typename W>
@@ -88,16 +96,50 @@ void attend_in_windows_block(const WindowBlock& a, float eps, float scale, int t
   float* taps = (float*)a.workspace;
   T *query_key = (T*)(taps + 9 * of_values), *value = query_key + rows * of_keys, *attended = value + rows * of_values;
   const T* x = (const T*)a.x;
-  turn_taps(a.lim_weight, of_values, 9, taps);
+  if (!a.is_dense) turn_taps(a.lim_weight, of_values, 9, taps);
   apply_linear<T, W>(x, a.norm_weight, a.norm_bias, eps, a.projection, a.projection_bias, nullptr, query_key, value,
                      rows, c, of_keys + of_values, of_keys, threads);
   const MapStrides of_query_key{a.height * a.width * of_keys, a.width * of_keys, of_keys};
   const MapStrides of_value{a.height * a.width * of_values, a.width * of_values, of_values};
-  attend_in_windows<T>(query_key, value, attended, taps, a.lim_bias, (int)a.b, (int)a.height, (int)a.width, (int)a.heads,
+  attend_in_windows<T>(query_key, value, attended, a.is_dense ? nullptr : taps, a.lim_bias, (int)a.b, (int)a.height, (int)a.width, (int)a.heads,
                        (int)a.key_width, (int)a.value_width, of_query_key, of_value, (int)a.window_height,
                        (int)a.window_width, scale, threads);
+  if constexpr (std::is_same_v<T, float>)
+    if (a.is_dense)
+      convolve(value, {a.lim_weight, 9 * of_values, 9, 1}, a.lim_bias, attended, {a.b, a.height, a.width}, of_values, of_values,
+               true, threads);
   apply_linear<T, W>(attended, a.to_out, a.out_bias, a.adds ? x : nullptr, (T*)a.out, rows, of_values, c, threads);
 }
+
+// Cells of a map through a norm, their positions side by side, row by row: rows as `linear` reads them, (b * h / r * w / r, rrc).
+// What is beyond the last whole cell is left out.
+template <typename T>
+struct NormedCells {
+  const ListBlock& of;
+  float eps;
+  int width;  // rrc
+
+  int64_t most(int64_t most) const { return width > 512 ? most * 512 / width : most; }  // long rows leave the second cache
+  int64_t room() const { return (int64_t)kGroup * width; }
+
+  template <typename Body>
+  void with_side(int64_t start, int rows, float* room, Body body) const {
+    const int64_t r = of.factor, columns = of.width / r, cells = of.height / r * columns;
+    float* to = room;
+    for (int64_t cell = start; cell < start + rows; ++cell) {
+      const int64_t top = cell / cells * of.height + cell % cells / columns * r, left = cell % columns * r;
+      for (int64_t i = 0; i < r * r; ++i, to += of.channels)
+        normalise_row((const T*)of.x + ((top + i / r) * of.width + left + i % r) * of.channels, of.norm_weight, of.norm_bias,
+                      to, (int)of.channels, eps);
+    }
+    body(Side<float>{room, width, 1});
+  }
+
+  template <typename Products>
+  void pack_left(int64_t start, int rows, float* room, typename Products::Number* target) const {
+    with_side(start, rows, room, [&](auto side) { Products::pack_left(side, 0, rows, 0, width, target); });
+  }
+};
 
 // The norm of a map (b, h, w, c), convolved cell by cell: (b, h / r, w / r, c). What is beyond the last whole cell is left out.
 template <typename T>
@@ -154,6 +196,10 @@ void attend_to_list_block(const ListBlock& a, float eps, float inner_eps, float 
   project(a.to_query, a.query_bias, query, of_keys);
   if (r == 1) {
     project(a.to_key_value, a.key_value_bias, key_value, of_both);
+  } else if (!a.cell_weight) {
+    const NormedCells<T> read{a, eps, (int)(r * r * c)};
+    apply_to_rows<T, W>(read, a.to_key_value, a.key_value_bias, (const T*)nullptr, key_value, (T*)nullptr, cells, of_both,
+                        of_both, threads);
   } else {
     turn_taps(a.cell_weight, c, r * r, taps);
     reduce_normed(a, taps, eps, reduced, threads);

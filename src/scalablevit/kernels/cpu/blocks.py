@@ -1,4 +1,4 @@
-"""Calls of the C++ kernels for whole attentions of the paper's design (`blocks.h`), from the norm to the sum.
+"""Calls of the C++ kernels for whole attentions (`blocks.h`), from the norm to the sum.
 
 Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c), contiguous, and of the types and sizes that
 `scalablevit.blocks` has looked at.
@@ -28,7 +28,7 @@ def window_call(x: Tensor, parts: WindowParts, *, residual: bool) -> BlockCall:
         parts.tensors(),
         layers=(2, 6),
         room=_room(x, 9 * heads * value_width, positions * heads * 2 * (key_width + value_width)),
-        sizes=(*x.shape, heads, key_width, value_width, *window, int(residual)),
+        sizes=(*x.shape, heads, key_width, value_width, *window, int(residual), int(parts.is_dense)),
         factors=parts.factors(),
     )
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from scalablevit.kernels.cpu.attention import addresses, call_as_it_is
 from scalablevit.kernels.cpu.rows import as_float
+from scalablevit.kernels.selection import MAX_NATIVE_CHANNELS
 
 _FEWEST_TILES = 48  # of 2x2 positions
-_MOST_CHANNELS = 384
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -65,7 +65,7 @@ def _convolve(
 def is_worthwhile(x: Tensor, weight: Tensor) -> bool:
     """Whether what is saved of the products outweighs what the weight takes to be transformed."""
     tiles = x.shape[0] * math.ceil(x.shape[1] / 2) * math.ceil(x.shape[2] / 2)
-    return tiles >= _FEWEST_TILES and max(weight.shape[:2]) <= _MOST_CHANNELS
+    return tiles >= _FEWEST_TILES and max(weight.shape[:2]) <= MAX_NATIVE_CHANNELS
 
 
 def _map_sizes(x: Tensor) -> list[ctypes.c_int64]:

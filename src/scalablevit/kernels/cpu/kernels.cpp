@@ -168,7 +168,7 @@ MATRICES(bfloat16_bfloat16, BFloat16, BFloat16)
 extern "C" void convolve(const float* x, const float* weight, const float* bias, float* out, int64_t b, int64_t height,
                          int64_t width, int in_channels, int out_channels, const int64_t* strides, int threads) {
   convolve(x, {weight, strides[0], strides[1], strides[2]}, bias, out, {b, height, width}, in_channels, out_channels,
-           threads);
+           false, threads);
 }
 
 extern "C" void differentiate_weight(const float* x, const float* grad, float* out, int64_t b, int64_t height,

@@ -155,9 +155,9 @@ inline void pack_weight(Weight weight, int in_channels, int out_channels, float*
   }
 }
 
-// x (b, h, w, c) to (b, h, w, c'), with a bias (c') if there is one.
+// x (b, h, w, c) to (b, h, w, c'), with a bias (c') if there is one, added to what is there if wanted.
 inline void convolve(const float* x, Weight weight, const float* bias, float* out, MapTiles tiles, int in_channels,
-                     int out_channels, int threads) {
+                     int out_channels, bool adds, int threads) {
   using Products = WinogradProducts;
   static thread_local Scratch of_weights;
   const int64_t size = Products::left_size(in_channels), stride = size / kGroup;
@@ -204,7 +204,9 @@ inline void convolve(const float* x, Weight weight, const float* bias, float* ou
             }
             const Vector of_bias = bias ? load_some(bias + channel + v, columns - v) : Vector{};
             tiles.for_each_position(start + i, 0, 2, [&](int row, int j, int64_t at) {
-              store_some(out + at * out_channels + channel + v, results[row][j] + of_bias, columns - v);
+              float* p = out + at * out_channels + channel + v;
+              const Vector sum = results[row][j] + of_bias;
+              store_some(p, adds ? load_some(p, columns - v) + sum : sum, columns - v);
             });
           }
       }

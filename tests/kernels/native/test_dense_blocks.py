@@ -1,0 +1,140 @@
+"""Attentions of vit-pytorch's design in one call, with a dense LIM and dense keys and values, against float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from scalablevit import ScalableViT, sequences
+from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelfAttention
+from scalablevit.blocks import attend_in_graph
+from scalablevit.design import DESIGNS
+from scalablevit.feed_forward import FeedForward
+from scalablevit.kernels import use_native
+from scalablevit.layers import PEG, PreNormResidual
+from scalablevit.sequences import parts_of, run_blocks
+from tests.networks import randomise
+
+COMMON = {"dropout": 0.0, "attention_dropout": 0.0, "design": DESIGNS["vit-pytorch"]}
+BLOCKS = {
+    "window": lambda: InteractiveWindowedSelfAttention(40, heads=2, dim_key=16, dim_value=20, window_size=7, **COMMON),
+    "cells": lambda: ScalableSelfAttention(40, heads=3, dim_key=9, dim_value=7, reduction_factor=3, **COMMON),
+    "ff": lambda: FeedForward(40),
+}
+# Whole cells and windows, what sticks out of them, and one image of many positions.
+MAPS = [(6, 6, 12), (4, 14, 9), (3, 7, 40), (1, 25, 16)]
+SMALL = [(1, 7, 7), (1, 3, 4), (2, 1, 1)]
+
+
+def block_of(kind):
+    return PEG(40) if kind == "peg" else PreNormResidual(nn.LayerNorm(40), BLOCKS[kind]())
+
+
+def layers_of(order):
+    torch.manual_seed(0)
+    return randomise(nn.Sequential(nn.Sequential(*(block_of(kind) for kind in order.split())))).eval()
+
+
+def exact_of(module, x):
+    with torch.no_grad():
+        return copy.deepcopy(module).double()(x.double())
+
+
+def assert_near(found, expected, bound=1e-5):
+    assert float((found - expected).norm()) <= bound * float(expected.norm())
+
+
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+@pytest.mark.parametrize("kind", ["window", "cells"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_an_attention_is_one_call(kind, shape, residual, calls):
+    block, x = layers_of(kind)[0][0], torch.randn(*shape, 40)
+    with torch.no_grad(), use_native(True):
+        found = block(x) if residual else block.branch.forward_after(block.norm, x, residual=False)
+    assert calls == [{"window": "attend_in_windows_block", "cells": "attend_to_list_block"}[kind]]
+    assert_near(found, exact_of(block, x) - (0 if residual else x.double()))
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_small_maps_are_left_to_steps(shape, calls):
+    layers, x = layers_of("window"), torch.randn(*shape, 40)
+    with torch.no_grad(), use_native(True):
+        assert run_blocks(layers, x) is None
+        assert_near(layers(x), exact_of(layers, x))
+    assert "attend_in_windows_block" not in calls
+
+
+@pytest.mark.parametrize("kind", ["window", "cells"])
+def test_bfloat16_is_as_near_as_steps(kind, calls):
+    block, x = layers_of(kind)[0][0], torch.randn(4, 14, 9, 40).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with use_native(True):
+            found = block(x)
+        assert ("attend_to_list_block" in calls) == (kind == "cells")  # PyTorch convolves in bfloat16
+        assert "attend_in_windows_block" not in calls
+        with use_native(False):
+            usual = block(x)
+    expected = exact_of(block, x)
+    ours, theirs = (float((one - expected).norm()) for one in (found, usual))
+    assert ours <= 1.2 * theirs
+
+
+@pytest.mark.parametrize("kind", ["window", "cells"])
+def test_what_is_recorded_goes_step_by_step(kind, calls):
+    block, x = layers_of(kind)[0][0], torch.randn(4, 14, 9, 40)
+    exact = copy.deepcopy(block).double()
+    with use_native(True):
+        block(x).square().sum().backward()
+    assert not {"attend_in_windows_block", "attend_to_list_block"} & set(calls)
+    exact(x.double()).square().sum().backward()
+    for found, expected in zip(block.parameters(), exact.parameters(), strict=True):
+        assert_near(found.grad, expected.grad, 2e-5)
+
+
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+def test_a_layer_is_one_call(shape, calls):
+    layers, x = layers_of("cells ff peg ff window"), torch.randn(*shape, 40)
+    with torch.no_grad(), use_native(True):
+        found = run_blocks(layers, x)
+        assert calls == ["run_steps"]
+        assert torch.equal(found, layers(x))
+    assert_near(found, exact_of(layers, x))
+
+
+@pytest.mark.parametrize("choice", [True, False])
+@pytest.mark.parametrize("shape", [*MAPS, *SMALL, (0, 7, 7)], ids=str)
+def test_the_operator_of_a_graph_is_the_layers(shape, choice, calls, monkeypatch):
+    layers, x, given = layers_of("cells ff peg ff window"), torch.randn(*shape, 40), []
+    with torch.no_grad():
+        with use_native(True), monkeypatch.context() as patch:
+            patch.setattr(sequences, "_operator", lambda *arguments: given.extend(arguments))
+            sequences._run_in_graph(x, parts_of(layers))
+        with use_native(choice):
+            found = sequences._operator(*given)
+    assert ("run_steps" in calls) == (choice and shape in MAPS)
+    assert_near(found, exact_of(layers, x))
+
+
+def test_graphs_leave_what_no_kernel_convolves_to_the_compiler():
+    layers = layers_of("cells window")
+    with torch.no_grad(), use_native(True):
+        assert sequences._run_in_graph(torch.randn(4, 14, 9, 40), parts_of(layers)) is not None
+        with torch.autocast("cpu", torch.bfloat16):
+            x = torch.randn(4, 14, 9, 40).bfloat16()
+            assert sequences._run_in_graph(x, parts_of(layers)) is None
+            cells, window = (block.parts() for block in layers[0])
+            assert attend_in_graph(x, window) is None
+            assert attend_in_graph(x, cells) is not None
+        wide = InteractiveWindowedSelfAttention(40, heads=8, dim_key=16, dim_value=50, window_size=7, **COMMON)
+        layers[0][1].branch = wide
+        assert sequences._run_in_graph(torch.randn(4, 14, 9, 40), parts_of(layers)) is None
+
+
+def test_networks_of_the_design(calls):
+    arguments = {"dim": (32, 64), "depth": (2, 1), "heads": (1, 2), "reduction_factor": (4, 2), "window_size": 7}
+    model, x = randomise(ScalableViT(num_classes=5, **arguments)).eval(), torch.randn(2, 3, 97, 131)
+    with torch.no_grad(), use_native(True):
+        found = model(x)
+    assert calls.count("run_steps") == 2
+    assert_near(found, exact_of(model, x))
