@@ -155,7 +155,7 @@ def _attend(read: Tensor, parts: WindowParts | ListParts, *, plain: bool) -> Ten
     if isinstance(parts, WindowParts):
         query_key, value = _apply(read, parts.projection).split([2 * of_keys, of_values], dim=-1)
         lim_weight, lim_bias = (cast(Tensor, one).to(read.dtype) for one in parts.lim)
-        if parts.is_dense:
+        if parts.is_dense:  # which is never recorded, so that it is never plain
             attended = window_attention(query_key, value, heads, parts.window_size, parts.scale)
             return attended + convolve(value, lim_weight, lim_bias, (1, 1), (1, 1), 1)
         in_windows = attend_and_convolve if plain else torch.ops.scalablevit.interactive_window_attention

@@ -38,16 +38,14 @@ from scalablevit.recomputation import (
 def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool) -> Tensor | None:
     """The attention of a map, plus that map if wanted; None where no kernel does all of it."""
     tensors = parts.tensors()
-    if not may_recompute(x):
-        return None
+    if not may_recompute(x) or (parts.is_dense and is_recorded(x, *tensors)):
+        return None  # gradients of dense ones are those of their steps
     kind, numbers, factors = type(parts), parts.numbers(), parts.factors()
     run = _call_natively(x, kind, tensors, numbers, factors, None, residual=residual)
     if run is None:
         return None
     if not is_recorded(x, *tensors):
         return run(x, tensors)
-    if parts.is_dense:
-        return None  # gradients are those of its steps
     if not all(one is None or one.requires_grad for one in tensors):
         return None  # step by step only what the others ask for is kept
     return cast(Tensor, _Attention.apply(run, kind, numbers, factors, residual, x, *tensors))

@@ -393,5 +393,5 @@ def _fewest_rows(dtype: torch.dtype) -> int:
 
 # torch.compile asks while it traces, and does not look inside. This is what torch.compiler.assume_constant_result does,
 # which would import all of the compiler.
-for _function in (_has_library, _has_tiles, _has_undivided_vectors, _fewest_rows):
+for _function in (_convolves_faster, _has_library, _has_tiles, _has_undivided_vectors, _fewest_rows):
     _function.__dict__["_dynamo_marked_constant"] = True

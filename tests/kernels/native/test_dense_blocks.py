@@ -12,9 +12,10 @@ from scalablevit.blocks import attend_in_graph
 from scalablevit.design import DESIGNS
 from scalablevit.feed_forward import FeedForward
 from scalablevit.kernels import use_native
+from scalablevit.kernels.selection import convolves_any_map, multiplies_any_rows
 from scalablevit.layers import PEG, PreNormResidual
 from scalablevit.sequences import parts_of, run_blocks
-from tests.networks import randomise
+from tests.networks import MIXED_DESIGNS, randomise
 
 COMMON = {"dropout": 0.0, "attention_dropout": 0.0, "design": DESIGNS["vit-pytorch"]}
 BLOCKS = {
@@ -24,6 +25,14 @@ BLOCKS = {
 }
 # Whole cells and windows, what sticks out of them, and one image of many positions.
 MAPS = [(6, 6, 12), (4, 14, 9), (3, 7, 40), (1, 25, 16)]
+SMALL_NETWORK = {
+    "num_classes": 5,
+    "dim": (32, 64),
+    "depth": (2, 1),
+    "heads": (1, 2),
+    "reduction_factor": (4, 2),
+    "window_size": 7,
+}
 SMALL = [(1, 7, 7), (1, 3, 4), (2, 1, 1)]
 
 
@@ -131,10 +140,48 @@ def test_graphs_leave_what_no_kernel_convolves_to_the_compiler():
         assert sequences._run_in_graph(torch.randn(4, 14, 9, 40), parts_of(layers)) is None
 
 
-def test_networks_of_the_design(calls):
-    arguments = {"dim": (32, 64), "depth": (2, 1), "heads": (1, 2), "reduction_factor": (4, 2), "window_size": 7}
-    model, x = randomise(ScalableViT(num_classes=5, **arguments)).eval(), torch.randn(2, 3, 97, 131)
+@pytest.mark.parametrize("design", [DESIGNS["vit-pytorch"], *MIXED_DESIGNS.values()], ids=lambda design: design.name)
+def test_networks_of_the_design_and_of_mixed_ones(design, calls):
+    model, x = randomise(ScalableViT(**SMALL_NETWORK, design=design)).eval(), torch.randn(2, 3, 97, 131)
     with torch.no_grad(), use_native(True):
         found = model(x)
     assert calls.count("run_steps") == 2
     assert_near(found, exact_of(model, x))
+
+
+@pytest.mark.parametrize("choice", [True, "auto"])
+def test_compilers_see_one_operator_for_a_stage_and_no_break(choice, calls):
+    model, nodes = randomise(ScalableViT(**SMALL_NETWORK)).eval(), []
+
+    def backend(graph, _):
+        nodes.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    compiled, x = torch.compile(model, backend=backend, fullgraph=True), torch.randn(2, 3, 97, 131)
+    with torch.no_grad(), use_native(choice):
+        found = compiled(x)
+        held = nodes.count("scalablevit.block_sequence.default")
+        assert held == 2 if convolves_any_map(torch.empty(32, 32, 3, 3), x.dtype) and is_served(x) else held == 0
+    assert_near(found, exact_of(model, x))
+
+
+def is_served(x):
+    return multiplies_any_rows(x.device, x.dtype)
+
+
+@pytest.mark.parametrize("kind", ["window", "cells"])
+def test_layers_that_do_more_than_they_were_made_for_are_called(kind, calls):
+    block, x, heard = layers_of(kind)[0][0], torch.randn(4, 14, 9, 40), []
+    with torch.no_grad(), use_native(True):
+        for name, layer in block.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                hook = layer.register_forward_hook(lambda *_, name=name: heard.append(name))
+                block(x)
+                hook.remove()
+                assert heard[-1:] == [name] or name.endswith("to_qkv"), name  # a weight in two parts is no layer
+        calls.clear()
+        layer = block.branch.lim if kind == "window" else block.branch.keys_values.to_kv
+        nn.utils.parametrizations.weight_norm(layer)
+        block(x)
+    assert not {"attend_in_windows_block", "attend_to_list_block"} & set(calls)

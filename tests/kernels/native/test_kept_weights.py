@@ -196,18 +196,53 @@ def test_threads_may_come_at_once(network):
     x = torch.randn(2, 3, 64, 64)
     expected = expected_of(network, x)
     prepack(network)
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: run(network, x), range(12)):
+
+    @torch.no_grad()
+    def forward(_):
+        return network(x)
+
+    with ThreadPoolExecutor(4) as pool, use_native(True):  # the choice is one for all threads
+        for found in pool.map(forward, range(12)):
             assert_agree(found, expected)
 
 
-def test_parameters_made_for_inference():
-    with torch.inference_mode():
-        network = randomise(small_network()).eval()
+@torch.inference_mode()
+def test_parameters_made_for_inference_are_not_kept_as_they_count_no_changes():
+    network = prepack(randomise(small_network()).eval())
+    assert all(kept_weight(weight) is None for weight in weights_of(network))
+
+
+def test_weights_that_lie_in_one_place_and_count_apart_are_not_kept(network):
+    first, second = (network.stages[2].layers[i].ff1.branch.fc1 for i in (0, 1))
+    second.weight.data = first.weight.data
+    assert kept_weight(prepack(network).stages[2].layers[0].ff1.branch.fc1.weight) is None
     x = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode(), use_native(True):
-        expected = network(x)
-        assert_agree(prepack(network)(x), expected)
+    run(network, x)
+    with torch.no_grad():
+        first.weight[3, 5] += 5
+    assert_agree(run(network, x), expected_of(network, x))
+
+
+def test_weights_that_moved_are_let_go(network):
+    kept = weakref.ref(kept_weight(weights_of(prepack(network))[0]))
+    network.bfloat16()
+    assert kept() is None
+    assert not kept_weights._entries
+    prepack(network)
+    network.to_empty(device="meta")
+    assert not kept_weights._entries
+
+
+def test_parameters_can_be_swapped(network):
+    prepack(network)
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        network.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+    assert weights_of(network)[0].dtype == torch.float64
+    assert not kept_weights._entries
 
 
 def test_layers_that_share_a_weight(network):
@@ -219,8 +254,11 @@ def test_layers_that_share_a_weight(network):
 
 
 def test_models_of_others_and_elsewhere_stay_as_they_are():
-    for model in (nn.Conv2d(3, 4, 1), nn.Linear(3, 4), small_network().to("meta")):
+    sparse = nn.Module()
+    sparse.weight = nn.Parameter(torch.eye(3).to_sparse())
+    for model in (nn.Conv2d(3, 4, 1), nn.Linear(3, 4), small_network().to("meta"), sparse):
         assert prepack(model) is model
+        assert prepack(model, enabled=False) is model
     with pytest.raises(TypeError, match=r"a str: give a torch\.nn\.Module"):
         prepack("scalablevit_small")
 
@@ -229,7 +267,7 @@ def test_models_of_others_and_elsewhere_stay_as_they_are():
 def test_compiled_networks(network, dtype):
     x, tolerance = torch.randn(2, 3, 64, 64), None if dtype == torch.float32 else 4e-2
     compiled = torch.compile(prepack(network), fullgraph=True)
-    for change in (None, load_another):
+    for change in (None, change_one_number):
         if change is not None:
             change(network)
         expected = expected_of(network, x, dtype)

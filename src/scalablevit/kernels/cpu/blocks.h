@@ -22,7 +22,7 @@ struct WindowBlock {
   LayerWeight projection;  // (2nd + nd', c), of type W: queries and keys, then values
   const float* projection_bias;
   const float *lim_weight, *lim_bias;  // (nd', 9), or (nd', nd', 9) of a dense one, and (nd')
-  LayerWeight to_out;                       // (c, nd'), of type W
+  LayerWeight to_out;                  // (c, nd'), of type W
   const float* out_bias;
   // Of the workspace Python reads what lies behind the taps, for the backward pass (`kernels/cpu/blocks.py`).
   void *workspace, *out;  // as large as Python has it, (b, h, w, c)
@@ -50,7 +50,7 @@ struct ListBlock {
 struct FeedForwardBlock {
   const void* x;                         // (rows, c), of type T
   const float *norm_weight, *norm_bias;  // null for none
-  LayerWeight weight1;                        // (f, c), of type W
+  LayerWeight weight1;                   // (f, c), of type W
   const float* bias1;
   LayerWeight weight2;  // (c, f), of type W
   const float* bias2;
@@ -73,9 +73,9 @@ void apply_to_rows(const Rows& read, LayerWeight weight, const float* bias, cons
 
 // Likewise, of positions through a norm, if there is one.
 template <typename T, typename W>
-void apply_linear(const T* x, const float* norm_weight, const float* norm_bias, float eps, LayerWeight weight, const float* bias,
-                  const T* residual, T* out, T* second, int64_t rows, int width, int columns, int first_columns,
-                  int threads) {
+void apply_linear(const T* x, const float* norm_weight, const float* norm_bias, float eps, LayerWeight weight,
+                  const float* bias, const T* residual, T* out, T* second, int64_t rows, int width, int columns,
+                  int first_columns, int threads) {
   if (rows <= kFewest)
     return linear_of_fewest<T, W>(x, norm_weight, norm_bias, eps, (const W*)weight.data, bias, residual, out, second, rows,
                                   width, columns, first_columns, threads);
@@ -101,18 +101,21 @@ void attend_in_windows_block(const WindowBlock& a, float eps, float scale, int t
                      rows, c, of_keys + of_values, of_keys, threads);
   const MapStrides of_query_key{a.height * a.width * of_keys, a.width * of_keys, of_keys};
   const MapStrides of_value{a.height * a.width * of_values, a.width * of_values, of_values};
-  attend_in_windows<T>(query_key, value, attended, a.is_dense ? nullptr : taps, a.lim_bias, (int)a.b, (int)a.height, (int)a.width, (int)a.heads,
-                       (int)a.key_width, (int)a.value_width, of_query_key, of_value, (int)a.window_height,
-                       (int)a.window_width, scale, threads);
-  if constexpr (std::is_same_v<T, float>)
-    if (a.is_dense)
-      convolve(value, {a.lim_weight, 9 * of_values, 9, 1}, a.lim_bias, attended, {a.b, a.height, a.width}, of_values, of_values,
-               true, threads);
+  attend_in_windows<T>(query_key, value, attended, a.is_dense ? nullptr : taps, a.lim_bias, (int)a.b, (int)a.height,
+                       (int)a.width, (int)a.heads, (int)a.key_width, (int)a.value_width, of_query_key, of_value,
+                       (int)a.window_height, (int)a.window_width, scale, threads);
+  if constexpr (std::is_same_v<T, float>) {
+    const MapTiles tiles{a.b, a.height, a.width};
+    const Weight lim{a.lim_weight, 9 * of_values, 9, 1};
+    if (a.is_dense) convolve(value, lim, a.lim_bias, attended, tiles, of_values, of_values, true, threads);
+  } else if (a.is_dense) {
+    std::abort();  // in other types nobody asks for it
+  }
   apply_linear<T, W>(attended, a.to_out, a.out_bias, a.adds ? x : nullptr, (T*)a.out, rows, of_values, c, threads);
 }
 
-// Cells of a map through a norm, their positions side by side, row by row: rows as `linear` reads them, (b * h / r * w / r, rrc).
-// What is beyond the last whole cell is left out.
+// Cells of a map through a norm, their positions side by side, row by row, (b * h / r * w / r, rrc): rows as `linear` reads
+// them. What is beyond the last whole cell is left out.
 template <typename T>
 struct NormedCells {
   const ListBlock& of;

@@ -2,9 +2,11 @@
 
 #pragma once
 
+#include <cstring>
 #include <list>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "packing.h"
 
@@ -22,6 +24,7 @@ class KeptWeight {
     Form& form = form_of(&kName<Products, W>, lines, length, groups * size * sizeof(Number));
     Number* to = (Number*)form.memory.get();
     if (!sample(weight, lines, length, form.samples)) return to;
+    // In place, although another call may still read it: who changes weights meanwhile gets a mixture in any case.
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t g = 0; g < groups; ++g)
       Products::pack_right(Side<W>{weight, length, 1}, g * kGroup, at_most(kGroup, lines, g * kGroup), 0, length,
@@ -53,8 +56,8 @@ class KeptWeight {
     return forms_.emplace_back(Form{name, lines, length, std::unique_ptr<void, Free>(memory), {}});
   }
 
-  // Reads a number of some of the lines, each in another place, and says whether any is not what it was. What changes weights as
-  // a whole, such as a step of training, changes these.
+  // Reads a number of some of the lines, each in another place, and says whether any is not what it was. What changes weights
+  // as a whole, such as a step of training, changes these.
   template <typename W>
   static bool sample(const W* weight, int64_t lines, int64_t length, std::vector<float>& samples) {
     constexpr int64_t apart = 16;

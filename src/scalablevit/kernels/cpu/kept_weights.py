@@ -1,17 +1,18 @@
 """Weights that kernels keep packed from call to call, as a user has said that they do not change.
 
-Before they multiply, kernels lay weights out as their products read them, in the type of the products. With few images
-that takes up to a sixth of the time, as all weights come from memory for it (docs/performance.md).
+Before they multiply, kernels lay weights out as their products read them, in the type of the products. All weights come
+from memory for that, which with one image takes up to a sixth of the time (docs/log.md).
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from scalablevit.kernels.cpu.compilation import library
@@ -33,55 +34,75 @@ class KeptWeight:
         weakref.finalize(self, free).atexit = False
 
 
-class _Entry(NamedTuple):
-    weight: weakref.ref[Tensor]
-    version: int
-    kept: KeptWeight
+class _Entry:
+    """A weight that is to be kept, for as long as its memory is there."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.owner = id(weight)
+        # Of the memory, not of the tensor, which may go to other memory, and which PyTorch does not swap with another
+        # while someone has a weak reference to it.
+        self.memory = weakref.ref(weight.untyped_storage(), partial(_end, weight.data_ptr()))
+        self.version = version_of(weight)
+        self.kept: KeptWeight | None = None  # until it is asked for
 
 
 _entries: dict[int, _Entry] = {}  # by the address of the weight
+_changing = threading.RLock()  # a memory may end anywhere
 
 
 def keep(weights: Iterable[Tensor]) -> None:
-    """From now on these are kept, for as long as they live where they lie. Those that are not on a CPU are left out."""
-    there = [one for one in weights if type(one) in {Tensor, nn.Parameter} and one.is_cpu and one.numel() > 0]
-    if there and library() is not None:
-        for weight in there:
-            _add(weight)
+    """From now on these are kept, for as long as they live where they lie.
+
+    Left out are those that are not on a CPU, that count no changes, and that lie where another one lies, whose changes
+    are not counted as theirs.
+    """
+    with _changing:
+        for weight in _readable(weights):
+            address = weight.data_ptr()
+            before = _entries.pop(address, None)
+            if before is None or before.owner == id(weight):
+                _entries[address] = _Entry(weight)
         _settle()
 
 
 def let_go(weights: Iterable[Tensor]) -> None:
     """These are kept no longer."""
-    for weight in weights:
-        _entries.pop(weight.data_ptr(), None)
-    _settle()
+    with _changing:
+        for weight in _readable(weights):
+            _entries.pop(weight.data_ptr(), None)
+        _settle()
 
 
 def kept_weight(weight: Tensor) -> KeptWeight | None:
     """Where a weight is kept; None where it is packed at each call. One that was changed is as good as a new one."""
     if not _entries:
         return None
-    entry = _entries.get(weight.data_ptr())
-    if entry is None:
-        return None
-    own = entry.weight()
-    if own is None or own.data_ptr() != weight.data_ptr():
-        return None
-    if version_of(own) != entry.version:
-        entry = _add(own)
-    return entry.kept
+    with _changing:
+        entry = _entries.get(weight.data_ptr())
+        if entry is None:
+            return None
+        if entry.kept is None or version_of(weight) != entry.version:
+            entry.version, entry.kept = version_of(weight), KeptWeight()
+        return entry.kept
 
 
-def _add(weight: Tensor) -> _Entry:
-    address = weight.data_ptr()
+def _readable(weights: Iterable[Tensor]) -> list[Tensor]:
+    return [
+        one
+        for one in weights
+        if type(one) in {Tensor, nn.Parameter}
+        and one.is_cpu
+        and one.layout is torch.strided
+        and one.numel() > 0
+        and not one.is_inference()
+    ]
 
-    def end(_: object) -> None:
+
+def _end(address: int, _: object) -> None:
+    """The memory is about to go: nothing is known of it, before another weight lies there."""
+    with _changing:
         _entries.pop(address, None)
-        _settle()  # before another weight lies there
-
-    entry = _entries[address] = _Entry(weakref.ref(weight, end), version_of(weight), KeptWeight())
-    return entry
+        _settle()
 
 
 def _settle() -> None:
