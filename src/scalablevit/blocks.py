@@ -1,4 +1,4 @@
-"""Attentions of the paper's design from the norm to the sum in one call.
+"""Attentions from the norm to the sum in one call, and those of the paper's design as one step of autograd.
 
 Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c).
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Layer(NamedTuple):
-    """A linear layer, or a depthwise convolution."""
+    """A linear layer, or a convolution."""
 
     weight: Tensor
     bias: Tensor | None
