@@ -155,13 +155,13 @@ def _attend(read: Tensor, parts: WindowParts | ListParts, *, plain: bool) -> Ten
     if isinstance(parts, WindowParts):
         query_key, value = _apply(read, parts.projection).split([2 * of_keys, of_values], dim=-1)
         lim_weight, lim_bias = (cast(Tensor, one).to(read.dtype) for one in parts.lim)
-        if parts.is_dense:  # which is never recorded, so that it is never plain
+        if parts.is_dense():  # which is never recorded, so that it is never plain
             attended = window_attention(query_key, value, heads, parts.window_size, parts.scale)
             return attended + convolve(value, lim_weight, lim_bias, (1, 1), (1, 1), 1)
         in_windows = attend_and_convolve if plain else torch.ops.scalablevit.interactive_window_attention
         return cast(Tensor, in_windows(query_key, value, lim_weight, lim_bias, heads, parts.window_size, parts.scale))
     query, reduction, reduced = _apply(read, parts.to_query).flatten(1, 2), parts.reduction, read
-    if parts.is_dense:
+    if parts.is_dense():
         reduced = cut_into_cells(fill_up_to_one_cell(read, parts.factor), parts.factor)[:, None]
     elif reduction is not None:
         scaled = _apply(_cells(read, reduction.cells, parts.factor, plain=plain), reduction.scaling)

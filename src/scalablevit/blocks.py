@@ -38,7 +38,7 @@ from scalablevit.recomputation import (
 def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool) -> Tensor | None:
     """The attention of a map, plus that map if wanted; None where no kernel does all of it."""
     tensors = parts.tensors()
-    if not may_recompute(x) or (parts.is_dense and is_recorded(x, *tensors)):
+    if not may_recompute(x) or (parts.is_dense() and is_recorded(x, *tensors)):
         return None  # gradients of dense ones are those of their steps
     kind, numbers, factors = type(parts), parts.numbers(), parts.factors()
     run = _call_natively(x, kind, tensors, numbers, factors, None, residual=residual)
@@ -107,7 +107,7 @@ def attend_in_graph(x: Tensor, parts: WindowParts | ListParts) -> Tensor | None:
 
 def takes_lim_of(parts: BlockParts, dtype: torch.dtype) -> bool:
     """Whether kernels do what these have for LIM, if anything, in products of `dtype` and maps that are not small."""
-    return not isinstance(parts, WindowParts) or not parts.is_dense or convolves_any_map(parts.lim.weight, dtype)
+    return not isinstance(parts, WindowParts) or not parts.is_dense() or convolves_any_map(parts.lim.weight, dtype)
 
 
 def _call_natively(
@@ -154,7 +154,7 @@ def attention_call(
         return None  # to the kernel that is one without a reduction
     if not takes_lim_of(parts, dtype):
         return None
-    if isinstance(parts, WindowParts) and parts.is_dense and not is_worthwhile(x, parts.lim.weight):
+    if isinstance(parts, WindowParts) and parts.is_dense() and not is_worthwhile(x, parts.lim.weight):
         return None
     parameters: list[Tensor] = []
     for one, size in zip(parts.tensors(), parts.sizes(x.shape[-1]), strict=True):

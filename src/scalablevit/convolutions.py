@@ -22,7 +22,7 @@ from scalablevit.kernels.remembered import remembered
 from scalablevit.kernels.selection import convolution_kernel, depthwise_kernel, is_readable
 from scalablevit.kernels.switches import autocast_dtype
 from scalablevit.patches import embed_natively
-from scalablevit.recomputation import is_recorded, product_dtype, without_autocast
+from scalablevit.recomputation import autocasts, is_recorded, product_dtype, without_autocast
 
 
 class MapConv2d(nn.Conv2d):
@@ -49,7 +49,7 @@ class MapConv2d(nn.Conv2d):
                     out = self._convolve_turned(x) if self._gives_a_half_column(x) else self._convolve(x)
                 return out
             weight, bias = self.weight, self.bias
-            if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+            if autocasts(x.device.type):
                 dtype = torch.get_autocast_dtype(x.device.type)
                 x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             stride, padding = list(self.stride), list(cast(tuple[int, int], self.padding))

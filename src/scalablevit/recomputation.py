@@ -148,7 +148,7 @@ def product_dtype(x: Tensor, norm: Norm | None, parameters: Iterable[Tensor | No
     """
     types = {parameter.dtype for parameter in parameters if parameter is not None}
     norm_types = set() if norm is None else {norm.weight.dtype, norm.bias.dtype}
-    if not _autocasts(x.device.type):
+    if not autocasts(x.device.type):
         return x.dtype if types | norm_types == {x.dtype} else None
     mixed = {x.dtype, *types} <= {torch.float32, torch.float16, torch.bfloat16}
     return torch.get_autocast_dtype(x.device.type) if mixed and norm_types <= {torch.float32} else None
@@ -157,11 +157,20 @@ def product_dtype(x: Tensor, norm: Norm | None, parameters: Iterable[Tensor | No
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """On the device of `x`, for where the types are settled."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if _autocasts(device) else contextlib.nullcontext()
+    return torch.autocast(device, enabled=False) if autocasts(device) else contextlib.nullcontext()
 
 
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def autocasts(device: str) -> bool:
+    """Whether autocast is on, for devices of that type."""
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
+# PyTorch 2.10's tracer does not know that question; see the end of selection.py.
+_has_autocast.__dict__["_dynamo_marked_constant"] = True
 
 
 def may_recompute(x: Any) -> bool:

@@ -121,9 +121,10 @@ def _multiplies_in_type_of(x: Tensor, parts: BlockParts) -> bool:
 
 
 def _fits(parts: BlockParts, channels: int) -> bool:
-    return all(
-        one is None or one.shape == size for one, size in zip(parts.tensors(), parts.sizes(channels), strict=True)
-    )
+    for one, size in zip(parts.tensors(), parts.sizes(channels), strict=True):
+        if one is not None and one.shape != size:
+            return False
+    return True
 
 
 def _run_in_graph(x: Tensor, parts: Sequence[BlockParts]) -> Tensor | None:
@@ -131,10 +132,11 @@ def _run_in_graph(x: Tensor, parts: Sequence[BlockParts]) -> Tensor | None:
     tensors = [tensor for one in parts for tensor in one.tensors()]
     if is_recorded(x, *tensors) or not are_plain((x, *tensors)):
         return None
-    if not all(_fits(one, x.shape[-1]) and _multiplies_in_type_of(x, one) for one in parts):
-        return None  # the layers say what is wrong
-    if not all(takes_lim_of(one, x.dtype) for one in parts):
-        return None
+    for one in parts:  # PyTorch 2.10's tracer does not look into `all`
+        if not (_fits(one, x.shape[-1]) and _multiplies_in_type_of(x, one)):
+            return None  # the layers say what is wrong
+        if not takes_lim_of(one, x.dtype):
+            return None
     kinds = [next(i for i, (kind, _) in enumerate(_KINDS) if isinstance(one, kind)) for one in parts]
     numbers = [number for one in parts for number in one.numbers()]
     factors = [factor for one in parts for factor in one.factors()]

@@ -197,7 +197,8 @@ def _in_memory(image: Image.Image, given: Any, channels: int) -> Image.Image:
         return as_seen(image, channels)
     except (*DAMAGE, AssertionError, AttributeError) as error:  # the last two if it has been closed
         # Pillow decodes what it has opened when the pixels are wanted.
-        reason = " ".join(str(error).split()) or "its pixels are not there: give it before it is closed"
+        reason = "" if isinstance(error, AttributeError) else " ".join(str(error).split())
+        reason = reason or "its pixels are not there: give it before it is closed"
         raise ValueError(f"{_name_of(given)}: {reason}") from error
 
 

@@ -65,7 +65,6 @@ class WindowParts(NamedTuple):
     window_size: int
     scale: float
 
-    @property
     def is_dense(self) -> bool:
         """Whether LIM reads all channels for each one that it gives."""
         return self.lim.weight.shape[1] != 1
@@ -76,7 +75,7 @@ class WindowParts(NamedTuple):
     def sizes(self, channels: int) -> list[tuple[int, ...]]:
         """Of the tensors, for a map of so many channels."""
         of_keys, of_values = (self.heads * width for width in self.widths)
-        lim = [(of_values, of_values if self.is_dense else 1, 3, 3), (of_values,)]
+        lim = [(of_values, of_values if self.is_dense() else 1, 3, 3), (of_values,)]
         projection, to_out = _layer_sizes(2 * of_keys + of_values, channels), _layer_sizes(channels, of_values)
         return [*_norm_sizes(channels), *projection, *lim, *to_out]
 
@@ -121,7 +120,6 @@ class ListParts(NamedTuple):
     factor: int
     scale: float
 
-    @property
     def is_dense(self) -> bool:
         """Whether one layer makes keys and values of cells."""
         return self.reduction is None and self.factor > 1

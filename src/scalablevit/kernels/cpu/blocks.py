@@ -28,7 +28,7 @@ def window_call(x: Tensor, parts: WindowParts, *, residual: bool) -> BlockCall:
         parts.tensors(),
         layers=(2, 6),
         room=_room(x, 9 * heads * value_width, positions * heads * 2 * (key_width + value_width)),
-        sizes=(*x.shape, heads, key_width, value_width, *window, int(residual), int(parts.is_dense)),
+        sizes=(*x.shape, heads, key_width, value_width, *window, int(residual), int(parts.is_dense())),
         factors=parts.factors(),
     )
 
