@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalablevit import ScalableViT
 from scalablevit.design import DESIGNS, PAPER, VIT_PYTORCH, Design
@@ -52,6 +52,18 @@ def randomise(model: ScalableViT, seed: int = 0) -> ScalableViT:
             fan_in = math.prod(parameter.shape[1:])
             parameter.copy_(noise / math.sqrt(fan_in) if parameter.ndim > 1 else parameter + 0.1 * noise)
     return model
+
+
+def assert_layers_are_called(block: nn.Module, x: Tensor) -> None:
+    """Each one that has a hook, which hears of it."""
+    heard: list[str] = []
+    for name, layer in block.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            hook = layer.register_forward_hook(lambda *_, name=name: heard.append(name))
+            block(x)
+            hook.remove()
+            split = name.endswith("to_qkv")  # its weight is used in two parts, a hook on it is none on them
+            assert heard[-1:] == [name] or split, name
 
 
 def attend_in_loops(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

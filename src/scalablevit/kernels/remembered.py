@@ -46,7 +46,8 @@ def remembered(case: Hashable, tensors: Sequence[Tensor | None], find: Callable[
 
     Args:
         case: All that the result depends on beside the tensors, the switches and autocast.
-        tensors: One at least. They are compared by place, type, size, order in memory and sign, not by what is in them.
+        tensors: One at least. They are compared by place, type, size, order in memory and sign, by version if changes
+            count, and not by what is in them.
         find: Called without arguments where nothing is known. Nothing that it gives holds a tensor.
     """
     if not {type(x) for x in tensors} <= _PLAIN:

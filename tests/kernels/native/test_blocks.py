@@ -13,7 +13,7 @@ from scalablevit.design import DESIGNS
 from scalablevit.kernels import use_native
 from scalablevit.keys_values import DepthwiseKeysValues
 from scalablevit.layers import PreNormResidual
-from tests.networks import randomise
+from tests.networks import assert_layers_are_called, randomise
 
 COMMON = {"dropout": 0.0, "attention_dropout": 0.0, "design": DESIGNS["paper"]}
 KINDS = {
@@ -214,15 +214,9 @@ def test_gradients_that_lie_otherwise_in_memory(block, calls):
 
 
 def test_layers_that_do_more_than_they_were_made_for_are_called(block, calls):
-    x, heard = torch.randn(1, 7, 7, 40), []
+    x = torch.randn(1, 7, 7, 40)
     with torch.no_grad(), use_native(True):
-        for name, layer in block.named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                hook = layer.register_forward_hook(lambda *_, name=name: heard.append(name))
-                block(x)
-                hook.remove()
-                split = name.endswith("to_qkv")  # its weight is used in two parts, a hook on it is none on them
-                assert (heard[-1:] == [name]) or split, name
+        assert_layers_are_called(block, x)
         assert name_of(block) not in calls
         block.branch.to_out = nn.utils.parametrizations.weight_norm(block.branch.to_out)
         block(x)

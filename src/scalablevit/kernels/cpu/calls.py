@@ -60,7 +60,7 @@ class BlockCall(NamedTuple):
         """For a map such as x and these parameters, whose layers, if there are any, are all of one type."""
         read = _as_read(parameters, layers)
         stay = all(one is parameter for one, parameter in zip(read, parameters, strict=True))
-        weights = [parameters[i] for i in layers]
+        weights = [parameters[i] for i in layers]  # of which the last is always there
         types = (x.dtype, *(one.dtype for one in weights[-1:] if one is not None))
         kept = tuple(None if one is None else kept_weight(one) for one in weights)
         addresses = _addresses(read, layers, kept) if stay else None
