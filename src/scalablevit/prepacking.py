@@ -21,8 +21,9 @@ def prepack(model: Model, *, enabled: bool = True) -> Model:
     model.
 
     Weights may change, by steps of training, ``load_state_dict`` or whatever else PyTorch counts as a change of a
-    tensor: they are laid out anew then. What kernels cannot see is a few numbers that are written past that, as by
-    ``weight.data[0, 0] = 1``, or through another tensor or array that shares the memory: call this again after that.
+    tensor: they are laid out anew then. What kernels cannot see is a part of a weight that is written past that, a
+    few numbers or the lines of a head, as by ``weight.data[0, 0] = 1``, or through another tensor or array that shares
+    the memory: call this again after that.
 
     Args:
         model: One of ours, alone, as a part of another, or compiled. Nothing else about it changes: it can be trained,

@@ -115,6 +115,17 @@ def average(model):
         weight.data.lerp_(torch.randn_like(weight), 0.1)
 
 
+def change_middle_lines(model):
+    for weight in weights_of(model):
+        lines = len(weight)
+        weight.data[lines // 3 : 2 * lines // 3] *= 1.5
+
+
+def change_last_numbers(model):
+    for weight in weights_of(model):
+        weight.data[:, weight.shape[1] // 2 :] *= 1.5
+
+
 CHANGES = [
     step_of_training,
     load_another,
@@ -123,6 +134,8 @@ CHANGES = [
     change_place,
     convert_and_back,
     average,
+    change_middle_lines,
+    change_last_numbers,
 ]
 
 
@@ -135,6 +148,26 @@ def test_changes_are_followed(change, network):
     assert not torch.allclose(before, expected, rtol=1e-4)
     for _ in range(2):
         assert_agree(run(network, x), expected)
+
+
+def test_weights_of_which_most_are_zero_are_followed(network):
+    for weight in weights_of(network):
+        weight.data.view(-1)[torch.arange(weight.numel()) % 10 != 7] = 0
+    x = torch.randn(2, 3, 64, 64)
+    before = run(prepack(network), x)
+    change_data(network)
+    expected = expected_of(network, x)
+    assert not torch.allclose(before, expected, rtol=1e-4)
+    assert_agree(run(network, x), expected)
+
+
+def test_changes_of_weights_in_bfloat16_are_followed(network):
+    network, x = network.bfloat16(), torch.randn(2, 3, 64, 64).bfloat16()
+    before = run(prepack(network), x)
+    change_data(network)
+    expected = expected_of(network, x)
+    assert not torch.allclose(before, expected, rtol=1e-1)
+    assert_agree(run(network, x), expected, torch.bfloat16)
 
 
 def test_weights_are_not_read_again(network):

@@ -40,7 +40,7 @@ class KeptWeight {
     const char* name;
     int64_t lines, length;
     std::unique_ptr<void, Free> memory;
-    std::vector<float> samples;
+    std::vector<char> samples;
   };
 
   // Whose address names a form.
@@ -56,19 +56,22 @@ class KeptWeight {
     return forms_.emplace_back(Form{name, lines, length, std::unique_ptr<void, Free>(memory), {}});
   }
 
-  // Reads a number of some of the lines, each in another place, and says whether any is not what it was. What changes weights
-  // as a whole, such as a step of training, changes these.
+  // Reads a few numbers, side by side, of four lines, in each further along, and says whether any is not what it was. What
+  // changes weights as a whole, such as a step of training, changes these. No more of them: where memory is virtual twice, the
+  // way to a page that was not used for a while can take microseconds (docs/log.md).
   template <typename W>
-  static bool sample(const W* weight, int64_t lines, int64_t length, std::vector<float>& samples) {
-    constexpr int64_t apart = 16;
-    const size_t count = divided_up(lines, apart);
-    bool differs = samples.size() != count;
-    samples.resize(count);
-    for (size_t i = 0; i < count; ++i) {
-      const int64_t place = (int64_t)((uint32_t)i * 2654435769u * (uint64_t)length >> 32);  // all over the line
-      const float number = to_float(weight[i * apart * length + place]);
-      differs |= std::memcmp(&number, &samples[i], sizeof number) != 0;
-      samples[i] = number;
+  static bool sample(const W* weight, int64_t lines, int64_t length, std::vector<char>& samples) {
+    constexpr int64_t places = 4, most_numbers = 64 / sizeof(W);  // a line of a cache
+    const int64_t numbers = std::min(length, most_numbers);
+    const size_t bytes = numbers * sizeof(W);
+    bool differs = samples.size() != places * bytes;
+    samples.resize(places * bytes);
+    for (int64_t i = 0; i < places; ++i) {
+      const int64_t line = (2 * i + 1) * lines / (2 * places);
+      const int64_t number = i * (length - numbers) / (places - 1) / most_numbers * most_numbers;
+      const W* found = weight + line * length + number;
+      char* before = &samples[i * bytes];
+      if (std::memcmp(before, found, bytes) != 0) differs = true, std::memcpy(before, found, bytes);
     }
     return differs;
   }

@@ -13,7 +13,20 @@ namespace scalablevit {
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(SCALABLEVIT_FOUR_LANES)
 #define SCALABLEVIT_TABLES 1
 
-// A function of [0, 32], as a polynomial between each two whole numbers, whose coefficients are looked up in registers. Each
+// The position a * b, at least 0 and below 31.5, from where on the bits name the first piece again: the nearest whole number, in
+// the last five bits, and how far from it.
+struct Place {
+  static constexpr float kToWhole = 8388608.0f;  // 2^23, from where on numbers are whole
+  __m512i piece;
+  Vector inside;
+
+  Place(Vector a, Vector b) {
+    const Vector shifted = a * b + kToWhole;
+    piece = (__m512i)shifted, inside = a * b - (shifted - kToWhole);
+  }
+};
+
+// A function of positions from 0 to 31.5, as a polynomial around each whole number, whose coefficients are looked up in registers. Each
 // polynomial is right at as many points as it has coefficients, those of Chebyshev.
 template <int kDegree>
 struct Pieces {
@@ -23,9 +36,10 @@ struct Pieces {
   template <typename Function>
   explicit Pieces(Function function) : coefficients() {
     for (int piece = 0; piece < kPieces; ++piece) {
+      const double begin = piece == 0 ? 0.0 : -0.5;
       double at[kDegree + 1], newton[kDegree + 1];
       for (int i = 0; i <= kDegree; ++i) {
-        at[i] = 0.5 - 0.5 * std::cos((2 * i + 1) * 3.14159265358979323846 / (2 * kDegree + 2));
+        at[i] = begin + (0.5 - begin) * (0.5 - 0.5 * std::cos((2 * i + 1) * 3.14159265358979323846 / (2 * kDegree + 2)));
         newton[i] = function(piece + at[i]);
       }
       for (int order = 1; order <= kDegree; ++order)
@@ -44,34 +58,36 @@ struct Pieces {
                                           _mm512_load_ps(coefficients[power] + kLanes));
   }
 
-  // `inside` is the part of the position behind its point.
-  Vector operator()(__m512 position, Vector inside) const {
-    const __m512i piece = _mm512_cvttps_epi32(position);
-    Vector p = look_up(kDegree, piece);
-    for (int power = kDegree - 1; power >= 0; --power) p = p * inside + look_up(power, piece);
+  Vector operator()(Place place) const {
+    Vector p = look_up(kDegree, place.piece);
+    for (int power = kDegree - 1; power >= 0; --power) p = p * place.inside + look_up(power, place.piece);
     return p;
   }
 };
 
-// P(X > a) of the normal distribution for a >= 0, right to 3e-8: 31 pieces of [0, 5.8125], and 0 beyond, where a P(X > a) is
-// below 2e-8.
+constexpr float kFarOut = 5.9f;  // where P(X > a) is 2e-9
+
+// P(X > a) of the normal distribution for 0 <= a <= kFarOut, right to 3e-8: 30 pieces and a half of [0, 5.8125], and 0 beyond,
+// where a P(X > a) is below 2e-8.
 struct Tail {
-  static constexpr float kPerUnit = 16.0f / 3.0f, kBeyond = 2 * kLanes - 1;
-  Pieces<4> pieces{[](double position) {
+  static constexpr int kDegree = 4;
+  static constexpr float kPerUnit = 30.5f / 5.8125f;
+  static constexpr double kBeyond = 30.5;
+  static_assert(kFarOut * kPerUnit < 31.5f);
+  Pieces<kDegree> pieces{[](double position) {
     return position < kBeyond ? 0.5 * std::erfc(position / kPerUnit * 0.70710678118654752440) : 0.0;
   }};
 
-  static __m512 position_of(Vector a) { return _mm512_min_ps((__m512)(a * kPerUnit), _mm512_set1_ps(kBeyond)); }
+  static Place place_of(Vector a) { return Place(a, broadcast(kPerUnit)); }
 
-  Vector operator()(Vector a) const {
-    const __m512 position = position_of(a);
-    return pieces(position, (Vector)_mm512_reduce_ps(position, 0b0011));
-  }
+  Vector operator()(Vector a) const { return pieces(place_of(a)); }
 };
 
 inline const Tail normal_tail;
 
 #else
+
+constexpr float kFarOut = 6.0f;  // where P(X > a) is 1e-9
 
 // P(X > a) of the normal distribution for 0 <= a <= kFarOut, as 2 to a polynomial that was fitted to its logarithm: a P(X > a)
 // is right to 5e-8, which at the end is more than there is of it.
@@ -89,8 +105,6 @@ inline Vector normal_tail(Vector a) {
 }
 
 #endif
-
-constexpr float kFarOut = 6.0f;  // where P(X > a) is 1e-9
 
 // x P(X <= x), the exact GELU, from P(X > a), where a is |x|, but no more than kFarOut. At minus infinity and at what is no
 // number it is none, by the first sum.
@@ -125,28 +139,26 @@ inline Vector gelu_by_powers(Vector x) {
 #if SCALABLEVIT_TABLES
 
 // The same for x >= -6, from polynomials of degree 3 for 32 pieces of [0, 6], which are right to 1e-4 of the value. They are
-// as long as the value changes slowly: piece i begins where a * (kSlope + kBend * a) is i.
+// as long as the value changes slowly: around the distance a at which a * (kSlope + kBend * a) is i lies piece i.
 struct ShortTail {
   static constexpr int kDegree = 3;
-  static constexpr float kEnd = 6.0f, kSlope = 1.32f, kBend = (2 * kLanes - kSlope * kEnd) / (kEnd * kEnd);
-  Pieces<kDegree> pieces{[](double position) { return 0.5 * std::erfc(place_of(position) * 0.70710678118654752440); }};
+  static constexpr float kEnd = 6.0f, kLast = 31.49f;  // where that is: there are no places from 31.5 on
+  static constexpr float kSlope = 1.3f, kBend = (kLast - kSlope * kEnd) / (kEnd * kEnd);
+  Pieces<kDegree> pieces{[](double position) { return 0.5 * std::erfc(distance_at(position) * 0.70710678118654752440); }};
 
-  static double place_of(double position) {
+  static double distance_at(double position) {
     return (std::sqrt(kSlope * kSlope + 4 * kBend * position) - kSlope) / (2 * kBend);
   }
 
   // The smaller distance from 0, of x and kEnd.
-  static __m512 distance_of(Vector x) { return _mm512_range_ps((__m512)x, _mm512_set1_ps(kEnd), 0b1010); }
+  static Vector distance_of(Vector x) { return (Vector)_mm512_range_ps((__m512)x, _mm512_set1_ps(kEnd), 0b1010); }
 
-  static __m512 position_of(Vector a) {
-    return _mm512_min_ps((__m512)(a * (a * kBend + kSlope)), _mm512_set1_ps(2 * kLanes - 1e-3f));
-  }
+  static Place place_of(Vector a) { return Place(a, a * kBend + kSlope); }
 
   Vector gelu(Vector x) const {
     // Where x is no number, it is what the larger of 0 and x is.
-    const __m512 a = distance_of(x), position = position_of((Vector)a);
-    const Vector tail = pieces(position, (Vector)_mm512_reduce_ps(position, 0b0011));
-    return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - (Vector)a * tail;
+    const Vector a = distance_of(x);
+    return (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - a * pieces(place_of(a));
   }
 };
 
@@ -192,8 +204,9 @@ struct Gelu<BFloat16> {
 
 #endif
 
-// gelu(x) and its derivative, which is P(X <= x) plus x times the density at x. From tables the derivative is 1 where x is
-// infinite or no number; what is activated is that still, and with it the gradient of the next weight.
+// gelu(x) and its derivative, which is P(X <= x) plus x times the density at x. From tables the derivative is a
+// number where x is infinite or none, too; what is activated is none still where x is none, and with it the gradient of the next
+// weight.
 template <typename T>
 struct GeluAndSlope {
   SCALABLEVIT_INLINED void operator()(Vector x, Vector* gelu, Vector* slope) const {
@@ -210,20 +223,21 @@ inline double slope_below(double a) {
   return 0.5 * std::erfc(a * 0.70710678118654752440) - a * std::exp(-0.5 * a * a) * 0.39894228040143267794;
 }
 
-inline const Pieces<4> slopes([](double position) {
+inline const Pieces<Tail::kDegree> slopes([](double position) {
   return position < Tail::kBeyond ? slope_below(position / Tail::kPerUnit) : 0.0;
 });
 
-inline const Pieces<3> short_slopes([](double position) { return slope_below(ShortTail::place_of(position)); });
+inline const Pieces<ShortTail::kDegree> short_slopes([](double position) {
+  return slope_below(ShortTail::distance_at(position));
+});
 
 template <>
 struct GeluAndSlope<float> {
   SCALABLEVIT_INLINED void operator()(Vector x, Vector* gelu, Vector* slope) const {
     const Vector a = smaller(absolute(x), broadcast(kFarOut));
-    const __m512 position = Tail::position_of(a);
-    const Vector inside = (Vector)_mm512_reduce_ps(position, 0b0011);
-    const Vector below = slopes(position, inside);
-    *gelu = gelu_from_tail(x, a, normal_tail.pieces(position, inside)), *slope = x < 0.0f ? below : 1.0f - below;
+    const Place place = Tail::place_of(a);
+    const Vector below = slopes(place);
+    *gelu = gelu_from_tail(x, a, normal_tail.pieces(place)), *slope = x < 0.0f ? below : 1.0f - below;
   }
 };
 
@@ -231,10 +245,10 @@ struct GeluAndSlope<float> {
 template <>
 struct GeluAndSlope<BFloat16> {
   SCALABLEVIT_INLINED void operator()(Vector x, Vector* gelu, Vector* slope) const {
-    const __m512 a = ShortTail::distance_of(x), position = ShortTail::position_of((Vector)a);
-    const Vector inside = (Vector)_mm512_reduce_ps(position, 0b0011);
-    const Vector below = short_slopes(position, inside);
-    *gelu = (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - (Vector)a * short_tail.pieces(position, inside);
+    const Vector a = ShortTail::distance_of(x);
+    const Place place = ShortTail::place_of(a);
+    const Vector below = short_slopes(place);
+    *gelu = (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - a * short_tail.pieces(place);
     *slope = x < 0.0f ? below : 1.0f - below;
   }
 };
