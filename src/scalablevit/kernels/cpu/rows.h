@@ -13,8 +13,8 @@ namespace scalablevit {
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(SCALABLEVIT_FOUR_LANES)
 #define SCALABLEVIT_TABLES 1
 
-// The position a * b, at least 0 and below 31.5, from where on the bits name the first piece again: the nearest whole number, in
-// the last five bits, and how far from it.
+// The position a * b, at least 0 and below 31.5, from where on the bits name the first piece again: the nearest whole number,
+// in the last five bits, and how far from it.
 struct Place {
   static constexpr float kToWhole = 8388608.0f;  // 2^23, from where on numbers are whole
   __m512i piece;
@@ -26,7 +26,7 @@ struct Place {
   }
 };
 
-// A function of positions from 0 to 31.5, as a polynomial around each whole number, whose coefficients are looked up in registers. Each
+// A function of such positions, as a polynomial around each whole number, whose coefficients are looked up in registers. Each
 // polynomial is right at as many points as it has coefficients, those of Chebyshev.
 template <int kDegree>
 struct Pieces {
@@ -204,8 +204,8 @@ struct Gelu<BFloat16> {
 
 #endif
 
-// gelu(x) and its derivative, which is P(X <= x) plus x times the density at x. From tables the derivative is a
-// number where x is infinite or none, too; what is activated is none still where x is none, and with it the gradient of the next
+// gelu(x) and its derivative, which is P(X <= x) plus x times the density at x. From tables the derivative is a number
+// where x is infinite or none, too; what is activated is none still where x is none, and with it the gradient of the next
 // weight.
 template <typename T>
 struct GeluAndSlope {
