@@ -11,14 +11,15 @@
 
 namespace scalablevit {
 
-// Rows by vectors of columns whose sums lie in registers, beside the vectors and a broadcast, and how many times so many rows
-// meet a packed group before the next group.
+// Rows by vectors of columns whose sums lie in registers, beside the vectors and a broadcast; how many times so many rows
+// meet a packed group before the next group; and how many words of each are one turn of the loop. With 16 registers a turn of one
+// word has 12 multiplications in 25 instructions, which is too many where another program has half of the core's.
 #if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)
-constexpr int kVectorRows = 14, kVectorsBeside = 2, kTimes = 1;  // of 32 registers
+constexpr int kVectorRows = 14, kVectorsBeside = 2, kTimes = 1, kWordsOfTurn = 1;  // of 32 registers
 #elif defined(__aarch64__)
-constexpr int kVectorRows = 6, kVectorsBeside = 4, kTimes = 8;  // of 32
+constexpr int kVectorRows = 6, kVectorsBeside = 4, kTimes = 8, kWordsOfTurn = 1;  // of 32
 #else
-constexpr int kVectorRows = 6, kVectorsBeside = 2, kTimes = 8;  // of 16
+constexpr int kVectorRows = 6, kVectorsBeside = 2, kTimes = 8, kWordsOfTurn = 4;  // of 16
 #endif
 
 template <typename T>
@@ -28,7 +29,7 @@ struct VectorProducts {
   static constexpr int64_t kBlockRows = kTimes * kVectorRows, kTurns = 4;
   static constexpr int64_t kLongest = 512, kSpareRows = kBlockRows;
   static constexpr bool kAnyRows = false, kIsCut = false;
-  static constexpr int kTurnedRows = 8;  // of which a group holds a whole number
+  static constexpr int kTurnedRows = kVectorRows < 8 ? 16 : 8;  // of which a group holds a whole number
   using Number = float;
   struct Session {};
 
@@ -188,6 +189,7 @@ struct VectorProducts {
     constexpr int kNear = kCount > 3 ? kCount / 2 : kCount;
     Vector sums[kCount][kWidth] = {};
     const float *near = left.data, *far = near + kNear * left.row;
+#pragma GCC unroll kWordsOfTurn
     for (int64_t i = 0; i < words; ++i) {
       Vector columns[kWidth];
       for (int v = 0; v < kWidth; ++v) columns[v] = load(right + v * kLanes);
