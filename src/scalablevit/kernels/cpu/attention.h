@@ -175,16 +175,22 @@ inline std::array<Vector, kWidth> weigh(Workspace<Number>& work, int first, int 
     factors[v] = first ? power_of_two(sums.most[v] - most[v]) : Vector{};
     total[v] = first ? sums.total[v] * factors[v] : Vector{};
   }
-  for (int k = 0; k < count; k += kNumbers)  // a word lies no further on than the scores that it comes from
+  for (int k = 0; k < count; k += kNumbers) {  // a word lies no further on than the scores that it comes from
+    const int some = std::min(kNumbers, count - k);
+    Vector found[kNumbers * kWidth] = {};
+    for (int i = 0; i < some; ++i)
+      for (int v = 0; v < kWidth; ++v) found[i * kWidth + v] = load(score(k + i, v)) - most[v];
+    raise_two_to(found);
     for (int v = 0; v < kWidth; ++v) {
-      Vector found[kNumbers] = {};
-      for (int i = 0; i < std::min(kNumbers, count - k); ++i) {
-        found[i] = power_of_two(load(score(k + i, v)) - most[v]);
-        total[v] += found[i];
-        if constexpr (kDrops) found[i] = work.leaves(v, first + k + i) ? found[i] : Vector{};
+      Vector words[kNumbers] = {};
+      for (int i = 0; i < some; ++i) {
+        words[i] = found[i * kWidth + v];
+        total[v] += words[i];
+        if constexpr (kDrops) words[i] = work.leaves(v, first + k + i) ? words[i] : Vector{};
       }
-      store(&work.weights[(size_t)(k / kNumbers) * kBlock + v * kLanes], words_nearest(found, Number()));
+      store(&work.weights[(size_t)(k / kNumbers) * kBlock + v * kLanes], words_nearest(words, Number()));
     }
+  }
   for (int v = 0; v < kWidth; ++v) sums.most[v] = most[v], sums.total[v] = total[v];
   return factors;
 }

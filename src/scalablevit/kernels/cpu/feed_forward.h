@@ -33,8 +33,9 @@ __attribute__((noinline)) void activate_products(const Number* left, int64_t siz
     for (int v = 0; v < kStep / kLanes; ++v) {
       const Vector sum = load(sums + v * kLanes) + bias[v];
       if (kKeeps) store_past_caches(to.kept + row * to.between + v * kLanes, sum);  // which the backward pass reads
-      numbers[v] = gelu(sum);
+      numbers[v] = sum;
     }
+    gelu.activate(numbers);
     Products::set(to.hidden, to.size, row, to.step, numbers);
   });
 }
@@ -129,8 +130,9 @@ void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, 
               for (int v = 0; v < kStep / kLanes; ++v) {
                 const Vector sum = load(sums + v * kLanes) + load(bias + v * kLanes);
                 if (keep && v * kLanes < columns) store_some(keep + row * hidden + v * kLanes, sum, columns - v * kLanes);
-                numbers[v] = gelu(sum);
+                numbers[v] = sum;
               }
+              gelu.activate(numbers);
               if (of_hidden.is_on()) {
                 const RowKeys keys = of_hidden.keys(start + block + row);
                 for (int v = 0; v < kStep / kLanes; ++v) numbers[v] = of_hidden(numbers[v], keys, g * kGroup + v * kLanes);

@@ -54,18 +54,22 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
   const int last = to.rows - 1;
   const GeluAndSlope<T> gelu_and_slope;
   // What one row, whose sums are given, comes to: its changes, and what was activated.
-  const auto differentiate = [=](int64_t row, const float* sums, Vector* changes, Vector* activated) {
+  const auto differentiate = [=](int64_t row, const float* sums, Vector (&changes)[kWide], Vector (&activated)[kWide]) {
     const RowKeys keys = to.dropout.keys(to.first_row + row);
-    for (int v = 0; v < kWide; ++v) {
+    const int wide = kIsWhole ? kWide : (to.columns + kLanes - 1) / kLanes;
+    Vector x[kWide] = {};
+    for (int v = 0; v < wide; ++v) {
       const int place = v * kLanes, count = kIsWhole ? kLanes : to.columns - place;
-      if (!kIsWhole && count <= 0) break;
-      Vector x;
       if (to.kept)
-        x = load_some(to.kept + row * to.hidden + place, count);
+        x[v] = load_some(to.kept + row * to.hidden + place, count);
       else
-        x = load(to.sums + row * kGroup + place) + load_some(to.bias + place, count);
-      gelu_and_slope(x, &activated[v], &changes[v]);
-      changes[v] *= load(sums + place);
+        x[v] = load(to.sums + row * kGroup + place) + load_some(to.bias + place, count);
+    }
+    gelu_and_slope(x, activated, changes);
+    for (int v = 0; v < kWide; ++v) {
+      const int place = v * kLanes;
+      changes[v] *= load(sums + place);  // which are zeros beyond the columns, where the slope is not
+      if (v >= wide) continue;
       if (!kIsWhole && to.dropout.is_on()) {
         const int column = to.step * kGroup + place;
         changes[v] = to.dropout(changes[v], keys, column), activated[v] = to.dropout(activated[v], keys, column);

@@ -133,6 +133,7 @@ void linear_of_few(const Rows& x, const W* weight, const float* bias, const T* r
     const int64_t of_left = Products::left_size(width) * sizeof(Number) / sizeof(float);
     float* room = scratch.take<float>(std::max(of_left, x.room()));
     Number* left = (Number*)room;  // one after the other
+    const Gelu<T> gelu;
 #pragma omp for schedule(dynamic)
     for (int64_t g = 0; g < groups; ++g)
       pack_right_rows<Products>(x, g * kGroup, at_most(kGroup, rows, g * kGroup), room, right + g * right_size);
@@ -176,6 +177,7 @@ void feed_forward_of_few(const T* x, const float* norm_weight, const float* norm
     const NormedRows<T> read{x, norm_weight, norm_bias, eps, width};
     float* room = scratch.take<float>(std::max(of_left, read.room()));
     Number* left = (Number*)room;  // one after the other
+    const Gelu<T> gelu;
 #pragma omp for schedule(dynamic)
     for (int64_t g = 0; g < groups; ++g)
       pack_right_rows<Products>(read, g * kGroup, at_most(kGroup, rows, g * kGroup), room, right + g * right_size);
@@ -188,9 +190,11 @@ void feed_forward_of_few(const T* x, const float* norm_weight, const float* norm
           [&](int64_t g, const float* sums) {
             for (int i = 0; i < kGroup; i += 2) {  // in pairs, as some policies pack them; zeros beyond the channels
               Vector pair[2][kGroup / kLanes] = {};
-              for (int j = 0; j < std::min(2, channels - i); ++j)
+              for (int j = 0; j < std::min(2, channels - i); ++j) {
                 for (int v = 0; v < kGroup / kLanes; ++v)
-                  pair[j][v] = gelu<T>(load(sums + (i + j) * kGroup + v * kLanes) + bias1[channel + i + j]);
+                  pair[j][v] = load(sums + (i + j) * kGroup + v * kLanes) + bias1[channel + i + j];
+                gelu.activate(pair[j]);
+              }
               Products::set_right(activated + g * hidden_size, channel + i, pair[0], pair[1]);
             }
           });

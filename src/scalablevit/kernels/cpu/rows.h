@@ -91,17 +91,18 @@ constexpr float kFarOut = 6.0f;  // where P(X > a) is 1e-9
 
 // P(X > a) of the normal distribution for 0 <= a <= kFarOut, as 2 to a polynomial that was fitted to its logarithm: a P(X > a)
 // is right to 5e-8, which at the end is more than there is of it.
+template <int kCount>
+SCALABLEVIT_INLINED void find_normal_tails(const Vector (&a)[kCount], Vector (&tails)[kCount]) {
+  static constexpr float of_logarithm[] = {-1.9320853e-06f, 2.8458191e-05f, -0.00013361908f, -0.00026619996f, 0.0072367205f,
+                                           -0.052620985f,   -0.45916414f,   -1.1511112f,     -0.9999999f};
+  evaluate(of_logarithm, a, tails);
+  raise_two_exactly(tails);
+}
+
 inline Vector normal_tail(Vector a) {
-  Vector p = broadcast(-1.9320853e-06f);
-  p = p * a + 2.8458191e-05f;
-  p = p * a - 0.00013361908f;
-  p = p * a - 0.00026619996f;
-  p = p * a + 0.0072367205f;
-  p = p * a - 0.052620985f;
-  p = p * a - 0.45916414f;
-  p = p * a - 1.1511112f;
-  p = p * a - 0.9999999f;
-  return power_of_two_between(p);
+  Vector only[] = {a}, tails[1];
+  find_normal_tails(only, tails);
+  return tails[0];
 }
 
 #endif
@@ -118,22 +119,22 @@ inline Vector gelu(Vector x) {
 
 // For results in bfloat16: P(X > a), as a power of 2, and the power itself are right to 7e-5, a twenty-fifth of the rounding
 // to come. Fewer operations by a sixth.
+template <int kCount>
+SCALABLEVIT_INLINED void activate_by_powers(Vector (&x)[kCount]) {
+  static constexpr float of_logarithm[] = {-9.77754725e-07f, 4.03973096e-05f,  -7.23607668e-04f, 7.50288738e-03f,
+                                           -5.14463401e-02f, -4.61469723e-01f, -1.14989287f,     -1.00009844f};
+  static constexpr float of_power[] = {5.51716435e-02f, 2.42611120e-01f, 6.93260990e-01f, 9.99928074e-01f};
+  Vector a[kCount], tails[kCount];
+  for (int v = 0; v < kCount; ++v) a[v] = smaller(absolute(x[v]), broadcast(9.0f));  // beyond, 1e-18 is as good as nothing
+  evaluate(of_logarithm, a, tails);
+  raise_two(of_power, tails);
+  for (int v = 0; v < kCount; ++v) x[v] = gelu_from_tail(x[v], a[v], tails[v]);
+}
+
 inline Vector gelu_by_powers(Vector x) {
-  const Vector a = smaller(absolute(x), broadcast(9.0f));  // beyond, 1e-18 is as good as nothing
-  Vector q = broadcast(-9.77754725e-07f);
-  q = q * a + 4.03973096e-05f;
-  q = q * a - 7.23607668e-04f;
-  q = q * a + 7.50288738e-03f;
-  q = q * a - 5.14463401e-02f;
-  q = q * a - 4.61469723e-01f;
-  q = q * a - 1.14989287f;
-  q = q * a - 1.00009844f;
-  const Vector shifted = q + kToExponent, r = q - (shifted - kToExponent);
-  Vector p = broadcast(5.51716435e-02f);
-  p = p * r + 2.42611120e-01f;
-  p = p * r + 6.93260990e-01f;
-  p = p * r + 9.99928074e-01f;
-  return gelu_from_tail(x, a, p * (Vector)((Integers)shifted << 23));
+  Vector only[] = {x};
+  activate_by_powers(only);
+  return only[0];
 }
 
 #if SCALABLEVIT_TABLES
@@ -191,6 +192,20 @@ inline Vector gelu<BFloat16>(Vector x) {
 template <typename T>
 struct Gelu {
   Vector operator()(Vector x) const { return gelu<T>(x); }
+
+  // Of each of some vectors.
+  template <int kCount>
+  SCALABLEVIT_INLINED void activate(Vector (&x)[kCount]) const {
+#if SCALABLEVIT_TABLES
+    for (int v = 0; v < kCount; ++v) x[v] = (*this)(x[v]);
+#else
+    if constexpr (sizeof(T) == sizeof(BFloat16)) return activate_by_powers(x);
+    Vector a[kCount], tails[kCount];
+    for (int v = 0; v < kCount; ++v) a[v] = smaller(absolute(x[v]), broadcast(kFarOut));
+    find_normal_tails(a, tails);
+    for (int v = 0; v < kCount; ++v) x[v] = gelu_from_tail(x[v], a[v], tails[v]);
+#endif
+  }
 };
 
 #if SCALABLEVIT_TABLES
@@ -200,21 +215,14 @@ struct Gelu<BFloat16> {
   ShortTail tail = short_tail;
 
   Vector operator()(Vector x) const { return gelu_from(tail, x); }
+
+  template <int kCount>
+  SCALABLEVIT_INLINED void activate(Vector (&x)[kCount]) const {
+    for (int v = 0; v < kCount; ++v) x[v] = (*this)(x[v]);
+  }
 };
 
 #endif
-
-// gelu(x) and its derivative, which is P(X <= x) plus x times the density at x. From tables the derivative is a number
-// where x is infinite or none, too; what is activated is none still where x is none, and with it the gradient of the next
-// weight.
-template <typename T>
-struct GeluAndSlope {
-  SCALABLEVIT_INLINED void operator()(Vector x, Vector* gelu, Vector* slope) const {
-    const Vector a = smaller(absolute(x), broadcast(kFarOut)), tail = normal_tail(a);
-    const Vector density = power_of_two(x * x * -0.72134752044448170f) * 0.3989422804014327f;
-    *gelu = gelu_from_tail(x, a, tail), *slope = (x < 0.0f ? tail : 1.0f - tail) + x * density;
-  }
-};
 
 #if SCALABLEVIT_TABLES
 
@@ -231,29 +239,46 @@ inline const Pieces<ShortTail::kDegree> short_slopes([](double position) {
   return slope_below(ShortTail::distance_at(position));
 });
 
-template <>
-struct GeluAndSlope<float> {
-  SCALABLEVIT_INLINED void operator()(Vector x, Vector* gelu, Vector* slope) const {
-    const Vector a = smaller(absolute(x), broadcast(kFarOut));
-    const Place place = Tail::place_of(a);
-    const Vector below = slopes(place);
-    *gelu = gelu_from_tail(x, a, normal_tail.pieces(place)), *slope = x < 0.0f ? below : 1.0f - below;
-  }
-};
+SCALABLEVIT_INLINED void find_gelu_and_slope(Vector x, Vector* gelu, Vector* slope, float) {
+  const Vector a = smaller(absolute(x), broadcast(kFarOut));
+  const Place place = Tail::place_of(a);
+  const Vector below = slopes(place);
+  *gelu = gelu_from_tail(x, a, normal_tail.pieces(place)), *slope = x < 0.0f ? below : 1.0f - below;
+}
 
 // Below -6 the one is 0 to 1e-8, and so is the other to 4e-8.
-template <>
-struct GeluAndSlope<BFloat16> {
-  SCALABLEVIT_INLINED void operator()(Vector x, Vector* gelu, Vector* slope) const {
-    const Vector a = ShortTail::distance_of(x);
-    const Place place = ShortTail::place_of(a);
-    const Vector below = short_slopes(place);
-    *gelu = (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - a * short_tail.pieces(place);
-    *slope = x < 0.0f ? below : 1.0f - below;
-  }
-};
+SCALABLEVIT_INLINED void find_gelu_and_slope(Vector x, Vector* gelu, Vector* slope, BFloat16) {
+  const Vector a = ShortTail::distance_of(x);
+  const Place place = ShortTail::place_of(a);
+  const Vector below = short_slopes(place);
+  *gelu = (Vector)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - a * short_tail.pieces(place);
+  *slope = x < 0.0f ? below : 1.0f - below;
+}
 
 #endif
+
+// gelu(x) of some vectors and its derivative, which is P(X <= x) plus x times the density at x. From tables the derivative is a
+// number where x is infinite or none, too; what is activated is none still where x is none, and with it the gradient of the next
+// weight.
+template <typename T>
+struct GeluAndSlope {
+  template <int kCount>
+  SCALABLEVIT_INLINED void operator()(const Vector (&x)[kCount], Vector (&gelu)[kCount], Vector (&slope)[kCount]) const {
+#if SCALABLEVIT_TABLES
+    for (int v = 0; v < kCount; ++v) find_gelu_and_slope(x[v], &gelu[v], &slope[v], T());
+#else
+    Vector a[kCount], tails[kCount], powers[kCount];
+    for (int v = 0; v < kCount; ++v) a[v] = smaller(absolute(x[v]), broadcast(kFarOut));
+    find_normal_tails(a, tails);
+    for (int v = 0; v < kCount; ++v) powers[v] = larger(broadcast(-126.0f), x[v] * x[v] * -0.72134752044448170f);
+    raise_two_exactly(powers);
+    for (int v = 0; v < kCount; ++v) {
+      gelu[v] = gelu_from_tail(x[v], a[v], tails[v]);
+      slope[v] = (x[v] < 0.0f ? tails[v] : 1.0f - tails[v]) + x[v] * (powers[v] * 0.3989422804014327f);
+    }
+#endif
+  }
+};
 
 // Rows that come are those from `first_row` on of what is dropped from, here and below.
 
@@ -285,10 +310,10 @@ void differentiate_gelu(T* grad, const T* x, const float* bias, T* out, int64_t 
       T* gradient = grad + row * width + i;
       Vector sum = load_some(x + row * width + i, count);
       if (bias) sum += load_some(bias + i, count);
-      Vector activated, slope;
-      GeluAndSlope<T>()(sum, &activated, &slope);
-      const Vector change = load_some(gradient, count) * slope;
-      store_some(out + row * width + i, dropout.is_on() ? dropout(activated, keys, i) : activated, count);
+      Vector activated[1], slope[1];
+      GeluAndSlope<T>()({sum}, activated, slope);
+      const Vector change = load_some(gradient, count) * slope[0];
+      store_some(out + row * width + i, dropout.is_on() ? dropout(activated[0], keys, i) : activated[0], count);
       store_some(gradient, dropout.is_on() ? dropout(change, keys, i) : change, count);
     });
   }

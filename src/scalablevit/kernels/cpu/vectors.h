@@ -194,17 +194,36 @@ inline void transpose(Vector* rows) {
 
 constexpr float kToExponent = 12582912.0f + 127.0f;  // 1.5 * 2^23 rounds to whole numbers, 127 is the exponent of 1
 
-// 2^x for -126 <= x <= 127, to about one unit in the last place.
+// The polynomial with such coefficients, that of the highest power first, at each of some vectors: what is read of it is read
+// once for all of them.
+template <int kCount, int kCoefficients>
+SCALABLEVIT_INLINED void evaluate(const float (&coefficients)[kCoefficients], const Vector (&x)[kCount], Vector (&p)[kCount]) {
+  for (int v = 0; v < kCount; ++v) p[v] = broadcast(coefficients[0]);
+  for (int i = 1; i < kCoefficients; ++i)
+    for (int v = 0; v < kCount; ++v) p[v] = p[v] * x[v] + coefficients[i];
+}
+
+// x becomes 2^x, for -126 <= x <= 127, by a polynomial that is so within half a whole number from 0.
+template <int kCount, int kCoefficients>
+SCALABLEVIT_INLINED void raise_two(const float (&coefficients)[kCoefficients], Vector (&x)[kCount]) {
+  Vector shifted[kCount], rest[kCount];
+  for (int v = 0; v < kCount; ++v) shifted[v] = x[v] + kToExponent, rest[v] = x[v] - (shifted[v] - kToExponent);
+  evaluate(coefficients, rest, x);
+  for (int v = 0; v < kCount; ++v) x[v] *= (Vector)((Integers)shifted[v] << 23);
+}
+
+// The same to about one unit in the last place.
+template <int kCount>
+SCALABLEVIT_INLINED void raise_two_exactly(Vector (&x)[kCount]) {
+  static constexpr float of_power[] = {1.5345812e-4f, 1.3399931e-3f, 9.618489e-3f, 5.5503286e-2f,
+                                       0.24022646f,   0.6931472f,    1.0f};
+  raise_two(of_power, x);
+}
+
 inline Vector power_of_two_between(Vector x) {
-  const Vector shifted = x + kToExponent, r = x - (shifted - kToExponent);
-  Vector p = broadcast(1.5345812e-4f);
-  p = p * r + 1.3399931e-3f;
-  p = p * r + 9.618489e-3f;
-  p = p * r + 5.5503286e-2f;
-  p = p * r + 0.24022646f;
-  p = p * r + 0.6931472f;
-  p = p * r + 1.0f;
-  return p * (Vector)((Integers)shifted << 23);
+  Vector only[] = {x};
+  raise_two_exactly(only);
+  return only[0];
 }
 
 // 2^x for x <= 0, to about one unit in the last place; what is below 2^-126 is 2^-126, as smaller numbers are slow.
@@ -222,6 +241,17 @@ inline Vector power_of_two(Vector x) {
   return (Vector)_mm512_scalef_ps((__m512)p, (__m512)(x - r));
 #else
   return power_of_two_between(larger(broadcast(-126.0f), x));  // what is no number stays none
+#endif
+}
+
+// x becomes that.
+template <int kCount>
+SCALABLEVIT_INLINED void raise_two_to(Vector (&x)[kCount]) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(SCALABLEVIT_FOUR_LANES)
+  for (int v = 0; v < kCount; ++v) x[v] = power_of_two(x[v]);
+#else
+  for (int v = 0; v < kCount; ++v) x[v] = larger(broadcast(-126.0f), x[v]);
+  raise_two_exactly(x);
 #endif
 }
 
