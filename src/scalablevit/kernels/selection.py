@@ -30,7 +30,7 @@ _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
 # sums so long that threads take parts of those.
 _FEWEST_LINES, _FEWEST_LINES_OF_LONG_SUM, _LONG_SUM = 96, 64, 1024
 # Rows of a product in float32 that are worth packing the other side for vectors, and rows and columns with long sums.
-_FEWEST_ROWS, _FEWEST_LINES_ON_VECTORS = 256, 48
+_FEWEST_ROWS, _FEWEST_LINES_ON_VECTORS, _FEWEST_ROWS_ON_SHORT_VECTORS = 256, 48, 4096
 
 _PLAIN_TENSORS = Tensor, torch.nn.Parameter
 
@@ -197,7 +197,8 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
 
     On tiles it is slower than PyTorch where the result has few rows or columns, for which all that is summed over is
     packed, the fewer the longer sums are, and in bfloat16, unless sums are not to be rounded to that; on vectors in
-    bfloat16 with AVX-512, and in float32 without it or with few rows, unless sums are long (docs/log.md).
+    bfloat16 with AVX-512, and in float32 with few rows, unless sums are long, of which those without AVX-512 take more
+    (docs/log.md).
     """
     if choices["native"] is not True:
         is_float32 = left.dtype == torch.float32
@@ -208,8 +209,11 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
             if min(rows, columns) < fewest if is_float32 else not in_float32:
                 return None
         elif is_float32:
-            has_lines = rows >= _FEWEST_ROWS or (is_long and min(rows, columns) >= _FEWEST_LINES_ON_VECTORS)
-            if not has_lines or not _has_wide_vectors():
+            if _has_wide_vectors():
+                has_lines = rows >= _FEWEST_ROWS or (is_long and min(rows, columns) >= _FEWEST_LINES_ON_VECTORS)
+            else:
+                has_lines = rows >= _FEWEST_ROWS_ON_SHORT_VECTORS
+            if not has_lines:
                 return None
         elif _has_wide_vectors():
             return None
@@ -220,13 +224,12 @@ def feed_forward_gradients_kernel(x: Tensor, *parameters: Tensor | None, hidden:
     """The module that has all gradients of a feed-forward in one call, for rows x of the type of the products; or None.
 
     Threads take 32 channels of the hidden layer at a time, and are to have more than one turn. With few rows what it
-    packs of the weights counts, and their gradients, which it goes through once for some hundred rows. On vectors it is
-    slower than PyTorch in bfloat16, unless those are wide and undivided, and with short ones (docs/log.md).
+    packs of the weights counts, and their gradients, which it goes through once for some hundred rows. On wide vectors it
+    is slower than PyTorch in bfloat16, unless those are undivided (docs/log.md).
     """
     if hidden < 64 * torch.get_num_threads() or x.shape[1] < 2:
         return None  # of one channel rows lie as if they were turned
-    serves = _has_wide_vectors() if x.dtype == torch.float32 else _has_undivided_vectors()
-    if not serves and not _has_tiles():
+    if x.dtype != torch.float32 and _has_wide_vectors() and not (_has_undivided_vectors() or _has_tiles()):
         return None
     if choices["native"] is not True and x.shape[0] < 2 * x.shape[1]:
         return None

@@ -228,8 +228,10 @@ def test_where_gradients_of_feed_forwards_come_in_one_call(monkeypatch):
     assert kernel(128, 256, torch.bfloat16) is None
     monkeypatch.setattr(selection, "_has_undivided_vectors", lambda: True)
     assert kernel(128, 256, torch.bfloat16) == "kernel"
+    monkeypatch.setattr(selection, "_has_undivided_vectors", lambda: False)
     monkeypatch.setattr(selection, "_has_wide_vectors", lambda: False)
-    assert kernel(128, 256) is None
+    assert kernel(128, 256) == "kernel"
+    assert kernel(128, 256, torch.bfloat16) == "kernel"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,9 @@ def test_where_gradients_of_feed_forwards_come_in_one_call(monkeypatch):
     [
         ((256, 3, 300), torch.float32, True, True),
         ((255, 3, 300), torch.float32, True, False),
-        ((256, 3, 300), torch.float32, False, False),
+        ((4095, 3, 300), torch.float32, False, False),
+        ((4096, 3, 300), torch.float32, False, True),
+        ((48, 1024, 300), torch.float32, False, False),
         ((256, 3, 300), torch.bfloat16, True, False),
         ((2, 3, 300), torch.bfloat16, False, True),
         ((48, 1024, 300), torch.float32, True, True),
