@@ -29,7 +29,8 @@ _FEWEST_CHANNELS = 32  # of a convolution, that fill the vectors of its kernels
 # Rows and columns of a product in float32 that are worth cutting the numbers of both sides for tiles, and of one with
 # sums so long that threads take parts of those.
 _FEWEST_LINES, _FEWEST_LINES_OF_LONG_SUM, _LONG_SUM = 96, 64, 1024
-# Rows of a product in float32 that are worth packing the other side for vectors, and rows and columns with long sums.
+# Rows of a product in float32 that are worth packing the other side for vectors, rows and columns with long sums, and
+# rows where vectors are of fewer than 16 numbers.
 _FEWEST_ROWS, _FEWEST_LINES_ON_VECTORS, _FEWEST_ROWS_ON_SHORT_VECTORS = 256, 48, 4096
 
 _PLAIN_TENSORS = Tensor, torch.nn.Parameter
@@ -197,8 +198,8 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
 
     On tiles it is slower than PyTorch where the result has few rows or columns, for which all that is summed over is
     packed, the fewer the longer sums are, and in bfloat16, unless sums are not to be rounded to that; on vectors in
-    bfloat16 with AVX-512, and in float32 with few rows, unless sums are long, of which those without AVX-512 take more
-    (docs/log.md).
+    bfloat16 with AVX-512, and in float32 with few rows: fewer than 256 with AVX-512, unless sums are long, and than
+    4096 without (docs/log.md).
     """
     if choices["native"] is not True:
         is_float32 = left.dtype == torch.float32
@@ -224,15 +225,15 @@ def feed_forward_gradients_kernel(x: Tensor, *parameters: Tensor | None, hidden:
     """The module that has all gradients of a feed-forward in one call, for rows x of the type of the products; or None.
 
     Threads take 32 channels of the hidden layer at a time, and are to have more than one turn. With few rows what it
-    packs of the weights counts, and their gradients, which it goes through once for some hundred rows. On wide vectors it
-    is slower than PyTorch in bfloat16, unless those are undivided (docs/log.md).
+    packs of the weights counts, and their gradients, which it goes through once for some hundred rows. On vectors of 16
+    numbers it is slower than PyTorch in bfloat16, unless those are undivided (docs/log.md).
     """
     if hidden < 64 * torch.get_num_threads() or x.shape[1] < 2:
         return None  # of one channel rows lie as if they were turned
-    if x.dtype != torch.float32 and _has_wide_vectors() and not (_has_undivided_vectors() or _has_tiles()):
-        return None
-    if choices["native"] is not True and x.shape[0] < 2 * x.shape[1]:
-        return None
+    if choices["native"] is not True:
+        is_slow = _has_wide_vectors() and not _has_undivided_vectors() and not _has_tiles()
+        if x.shape[0] < 2 * x.shape[1] or (x.dtype != torch.float32 and is_slow):
+            return None
     return products_kernel(x, x.dtype, *parameters)
 
 

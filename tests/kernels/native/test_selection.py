@@ -209,6 +209,8 @@ def test_traced_modules_hold_none_of_it(calls):
 
 def test_where_gradients_of_feed_forwards_come_in_one_call(monkeypatch):
     monkeypatch.setattr(selection, "_has_tiles", lambda: True)
+    monkeypatch.setattr(selection, "_has_wide_vectors", lambda: True)
+    monkeypatch.setattr(selection, "_has_undivided_vectors", lambda: False)
     monkeypatch.setattr(selection, "products_kernel", lambda *_: "kernel")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
 
@@ -222,16 +224,32 @@ def test_where_gradients_of_feed_forwards_come_in_one_call(monkeypatch):
     with use_native(True):
         assert kernel(1, 256) == "kernel"
     monkeypatch.setattr(selection, "_has_tiles", lambda: False)
-    monkeypatch.setattr(selection, "_has_wide_vectors", lambda: True)
-    monkeypatch.setattr(selection, "_has_undivided_vectors", lambda: False)
     assert kernel(128, 256) == "kernel"
     assert kernel(128, 256, torch.bfloat16) is None
+    with use_native(True):
+        assert kernel(128, 256, torch.bfloat16) == "kernel"
     monkeypatch.setattr(selection, "_has_undivided_vectors", lambda: True)
     assert kernel(128, 256, torch.bfloat16) == "kernel"
     monkeypatch.setattr(selection, "_has_undivided_vectors", lambda: False)
     monkeypatch.setattr(selection, "_has_wide_vectors", lambda: False)
     assert kernel(128, 256) == "kernel"
     assert kernel(128, 256, torch.bfloat16) == "kernel"
+
+
+@pytest.mark.parametrize("wide_vectors", [False, True])
+def test_float32_in_backward_passes_is_pytorchs_where_it_is_not_known_to_be_slower(wide_vectors, monkeypatch):
+    monkeypatch.setattr(selection, "_has_tiles", lambda: False)
+    monkeypatch.setattr(selection, "_has_wide_vectors", lambda: wide_vectors)
+    monkeypatch.setattr(selection, "_fewest_rows", lambda dtype: 2**31 - 1)  # as on others than AMD's
+    rows = torch.zeros(4096, 64)
+
+    def kernels():
+        product = selection.matrices_kernel(rows, torch.zeros(64, 64), in_float32=True)
+        return product, selection.feed_forward_gradients_kernel(rows, hidden=64 * torch.get_num_threads())
+
+    assert kernels() == (None, None)
+    with use_native(True):
+        assert None not in kernels()
 
 
 @pytest.mark.parametrize(

@@ -176,14 +176,15 @@ inline std::array<Vector, kWidth> weigh(Workspace<Number>& work, int first, int 
     total[v] = first ? sums.total[v] * factors[v] : Vector{};
   }
   for (int k = 0; k < count; k += kNumbers) {  // a word lies no further on than the scores that it comes from
-    const int some = std::min(kNumbers, count - k);
     Vector found[kNumbers * kWidth] = {};
-    for (int i = 0; i < some; ++i)
-      for (int v = 0; v < kWidth; ++v) found[i * kWidth + v] = load(score(k + i, v)) - most[v];
-    raise_two_to(found);
+    for (int i = 0; i < kNumbers; ++i)
+      for (int v = 0; v < kWidth; ++v)
+        if (kNumbers == 1 || k + i < count) found[i * kWidth + v] = load(score(k + i, v)) - most[v];
+    become_powers_of_two(found);
     for (int v = 0; v < kWidth; ++v) {
       Vector words[kNumbers] = {};
-      for (int i = 0; i < some; ++i) {
+      for (int i = 0; i < kNumbers; ++i) {
+        if (kNumbers > 1 && k + i >= count) break;
         words[i] = found[i * kWidth + v];
         total[v] += words[i];
         if constexpr (kDrops) words[i] = work.leaves(v, first + k + i) ? words[i] : Vector{};

@@ -60,8 +60,8 @@ __attribute__((noinline)) void add_products(const Number* left, int64_t size, in
 }
 
 // out = of_result(of_hidden(gelu(norm(x) @ weight1^T + bias1)) @ weight2^T + bias2), plus x if `residual`. One drops from the
-// hidden layer, (rows, f), the other from the result, (rows, c). What the first layer gives goes to `kept`, (rows, f), if that is
-// there.
+// hidden layer, (rows, f), the other from the result, (rows, c). What the first layer gives goes to `kept`, (rows, f), if that
+// is there.
 template <typename Products, typename T, typename W>
 void feed_forward(const T* x, const float* norm_weight, const float* norm_bias, float eps, LayerWeight weight1,
                   const float* bias1, LayerWeight weight2, const float* bias2, T* out, T* kept, int64_t rows, int width,

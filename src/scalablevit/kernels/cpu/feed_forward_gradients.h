@@ -68,8 +68,11 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
     gelu_and_slope(x, activated, changes);
     for (int v = 0; v < kWide; ++v) {
       const int place = v * kLanes;
-      changes[v] *= load(sums + place);  // which are zeros beyond the columns, where the slope is not
-      if (v >= wide) continue;
+      if (v >= wide) {
+        changes[v] = Vector{};
+        continue;
+      }
+      changes[v] *= load(sums + place);
       if (!kIsWhole && to.dropout.is_on()) {
         const int column = to.step * kGroup + place;
         changes[v] = to.dropout(changes[v], keys, column), activated[v] = to.dropout(activated[v], keys, column);

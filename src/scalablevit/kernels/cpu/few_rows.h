@@ -133,7 +133,6 @@ void linear_of_few(const Rows& x, const W* weight, const float* bias, const T* r
     const int64_t of_left = Products::left_size(width) * sizeof(Number) / sizeof(float);
     float* room = scratch.take<float>(std::max(of_left, x.room()));
     Number* left = (Number*)room;  // one after the other
-    const Gelu<T> gelu;
 #pragma omp for schedule(dynamic)
     for (int64_t g = 0; g < groups; ++g)
       pack_right_rows<Products>(x, g * kGroup, at_most(kGroup, rows, g * kGroup), room, right + g * right_size);
@@ -147,7 +146,8 @@ void linear_of_few(const Rows& x, const W* weight, const float* bias, const T* r
       multiply_channels<Products>(Side<W>{weight, width, 1}, channel, channels, width, left, right, rows, shares.begin(unit),
                                   shares.end(unit), [&](int64_t g, const float* sums) {
                                     const int64_t offset = g * kGroup * stride + at;
-                                    write_turned(sums, channels, at_most(kGroup, rows, g * kGroup), bias ? bias + channel : bias,
+                                    write_turned(sums, channels, at_most(kGroup, rows, g * kGroup),
+                                                 bias ? bias + channel : bias,
                                                  residual ? residual + offset : residual,
                                                  (is_first ? out : second) + offset, stride);
                                   });

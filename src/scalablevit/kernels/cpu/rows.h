@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "dropout.h"
 #include "norms.h"
@@ -99,23 +100,11 @@ SCALABLEVIT_INLINED void find_normal_tails(const Vector (&a)[kCount], Vector (&t
   raise_two_exactly(tails);
 }
 
-inline Vector normal_tail(Vector a) {
-  Vector only[] = {a}, tails[1];
-  find_normal_tails(only, tails);
-  return tails[0];
-}
-
 #endif
 
 // x P(X <= x), the exact GELU, from P(X > a), where a is |x|, but no more than kFarOut. At minus infinity and at what is no
 // number it is none, by the first sum.
 inline Vector gelu_from_tail(Vector x, Vector a, Vector tail) { return (x + absolute(x)) * 0.5f - a * tail; }
-
-template <typename T>
-inline Vector gelu(Vector x) {
-  const Vector a = smaller(absolute(x), broadcast(kFarOut));
-  return gelu_from_tail(x, a, normal_tail(a));
-}
 
 // For results in bfloat16: P(X > a), as a power of 2, and the power itself are right to 7e-5, a twenty-fifth of the rounding
 // to come. Fewer operations by a sixth.
@@ -129,12 +118,6 @@ SCALABLEVIT_INLINED void activate_by_powers(Vector (&x)[kCount]) {
   evaluate(of_logarithm, a, tails);
   raise_two(of_power, tails);
   for (int v = 0; v < kCount; ++v) x[v] = gelu_from_tail(x[v], a[v], tails[v]);
-}
-
-inline Vector gelu_by_powers(Vector x) {
-  Vector only[] = {x};
-  activate_by_powers(only);
-  return only[0];
 }
 
 #if SCALABLEVIT_TABLES
@@ -165,7 +148,11 @@ struct ShortTail {
 
 inline const ShortTail short_tail;
 
-__attribute__((noinline, cold)) inline Vector gelu_far_below(Vector x) { return gelu_by_powers(x); }
+__attribute__((noinline, cold)) inline Vector gelu_far_below(Vector x) {
+  Vector only[] = {x};
+  activate_by_powers(only);
+  return only[0];
+}
 
 // Trained networks have next to nothing below -6; down to -9 that is as exact, and 0 from there on.
 inline Vector gelu_from(const ShortTail& tail, Vector x) {
@@ -174,57 +161,35 @@ inline Vector gelu_from(const ShortTail& tail, Vector x) {
   return tail.gelu(x);
 }
 
+template <typename T>
+inline Vector gelu(Vector x) {
+  const Vector a = smaller(absolute(x), broadcast(kFarOut));
+  return gelu_from_tail(x, a, normal_tail(a));
+}
+
 template <>
 inline Vector gelu<BFloat16>(Vector x) {
   return gelu_from(short_tail, x);
 }
 
-#else
-
-template <>
-inline Vector gelu<BFloat16>(Vector x) {
-  return gelu_by_powers(x);
-}
-
-#endif
-
-// For loops that are to have all of it in registers.
+// For loops that are to have all of it in registers: x becomes gelu(x).
 template <typename T>
 struct Gelu {
-  Vector operator()(Vector x) const { return gelu<T>(x); }
-
-  // Of each of some vectors.
   template <int kCount>
   SCALABLEVIT_INLINED void activate(Vector (&x)[kCount]) const {
-#if SCALABLEVIT_TABLES
-    for (int v = 0; v < kCount; ++v) x[v] = (*this)(x[v]);
-#else
-    if constexpr (sizeof(T) == sizeof(BFloat16)) return activate_by_powers(x);
-    Vector a[kCount], tails[kCount];
-    for (int v = 0; v < kCount; ++v) a[v] = smaller(absolute(x[v]), broadcast(kFarOut));
-    find_normal_tails(a, tails);
-    for (int v = 0; v < kCount; ++v) x[v] = gelu_from_tail(x[v], a[v], tails[v]);
-#endif
+    for (int v = 0; v < kCount; ++v) x[v] = gelu<T>(x[v]);
   }
 };
-
-#if SCALABLEVIT_TABLES
 
 template <>
 struct Gelu<BFloat16> {
   ShortTail tail = short_tail;
 
-  Vector operator()(Vector x) const { return gelu_from(tail, x); }
-
   template <int kCount>
   SCALABLEVIT_INLINED void activate(Vector (&x)[kCount]) const {
-    for (int v = 0; v < kCount; ++v) x[v] = (*this)(x[v]);
+    for (int v = 0; v < kCount; ++v) x[v] = gelu_from(tail, x[v]);
   }
 };
-
-#endif
-
-#if SCALABLEVIT_TABLES
 
 // What the derivative is at -a, in the same pieces as the tail of the same degree; at a it is 1 less that.
 inline double slope_below(double a) {
@@ -239,6 +204,8 @@ inline const Pieces<ShortTail::kDegree> short_slopes([](double position) {
   return slope_below(ShortTail::distance_at(position));
 });
 
+// gelu(x) and its derivative, which is a number where x is infinite or none, too; what is activated is none still where x is
+// none, and with it the gradient of the next weight.
 SCALABLEVIT_INLINED void find_gelu_and_slope(Vector x, Vector* gelu, Vector* slope, float) {
   const Vector a = smaller(absolute(x), broadcast(kFarOut));
   const Place place = Tail::place_of(a);
@@ -246,7 +213,7 @@ SCALABLEVIT_INLINED void find_gelu_and_slope(Vector x, Vector* gelu, Vector* slo
   *gelu = gelu_from_tail(x, a, normal_tail.pieces(place)), *slope = x < 0.0f ? below : 1.0f - below;
 }
 
-// Below -6 the one is 0 to 1e-8, and so is the other to 4e-8.
+// Likewise. Below -6 the one is 0 to 1e-8, and so is the other to 4e-8.
 SCALABLEVIT_INLINED void find_gelu_and_slope(Vector x, Vector* gelu, Vector* slope, BFloat16) {
   const Vector a = ShortTail::distance_of(x);
   const Place place = ShortTail::place_of(a);
@@ -255,11 +222,31 @@ SCALABLEVIT_INLINED void find_gelu_and_slope(Vector x, Vector* gelu, Vector* slo
   *slope = x < 0.0f ? below : 1.0f - below;
 }
 
+#else
+
+// x becomes gelu(x).
+template <typename T>
+struct Gelu {
+  template <int kCount>
+  SCALABLEVIT_INLINED void activate(Vector (&x)[kCount]) const {
+    if constexpr (std::is_same_v<T, BFloat16>) return activate_by_powers(x);
+    Vector a[kCount], tails[kCount];
+    for (int v = 0; v < kCount; ++v) a[v] = smaller(absolute(x[v]), broadcast(kFarOut));
+    find_normal_tails(a, tails);
+    for (int v = 0; v < kCount; ++v) x[v] = gelu_from_tail(x[v], a[v], tails[v]);
+  }
+};
+
+template <typename T>
+inline Vector gelu(Vector x) {
+  Vector only[] = {x};
+  Gelu<T>().activate(only);
+  return only[0];
+}
+
 #endif
 
-// gelu(x) of some vectors and its derivative, which is P(X <= x) plus x times the density at x. From tables the derivative is a
-// number where x is infinite or none, too; what is activated is none still where x is none, and with it the gradient of the next
-// weight.
+// gelu(x) of some vectors and its derivative, which is P(X <= x) plus x times the density at x.
 template <typename T>
 struct GeluAndSlope {
   template <int kCount>
@@ -270,8 +257,8 @@ struct GeluAndSlope {
     Vector a[kCount], tails[kCount], powers[kCount];
     for (int v = 0; v < kCount; ++v) a[v] = smaller(absolute(x[v]), broadcast(kFarOut));
     find_normal_tails(a, tails);
-    for (int v = 0; v < kCount; ++v) powers[v] = larger(broadcast(-126.0f), x[v] * x[v] * -0.72134752044448170f);
-    raise_two_exactly(powers);
+    for (int v = 0; v < kCount; ++v) powers[v] = x[v] * x[v] * -0.72134752044448170f;
+    become_powers_of_two(powers);
     for (int v = 0; v < kCount; ++v) {
       gelu[v] = gelu_from_tail(x[v], a[v], tails[v]);
       slope[v] = (x[v] < 0.0f ? tails[v] : 1.0f - tails[v]) + x[v] * (powers[v] * 0.3989422804014327f);
@@ -298,8 +285,8 @@ void add_bias_gelu(T* x, const float* bias, T* out, int64_t rows, int width, Dro
   }
 }
 
-// grad = dropout(grad) * gelu'(x + bias), in place, and out = dropout(gelu(x + bias)), which may be x. Without a bias if that is
-// no pointer.
+// grad = dropout(grad) * gelu'(x + bias), in place, and out = dropout(gelu(x + bias)), which may be x. Without a bias if that
+// is no pointer.
 template <typename T>
 void differentiate_gelu(T* grad, const T* x, const float* bias, T* out, int64_t rows, int width, Dropout dropout,
                         int64_t first_row, int threads) {

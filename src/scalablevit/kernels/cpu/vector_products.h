@@ -12,8 +12,8 @@
 namespace scalablevit {
 
 // Rows by vectors of columns whose sums lie in registers, beside the vectors and a broadcast; how many times so many rows
-// meet a packed group before the next group; and how many words of each are one turn of the loop. With 16 registers a turn of one
-// word has 12 multiplications in 25 instructions, which is too many where another program has half of the core's.
+// meet a packed group before the next group; and how many words of each are one turn of the loop. With 16 registers a turn of
+// one word is 12 multiplications in 25 instructions: too many where another program takes half of what the core can start.
 #if defined(__AVX512F__) && !defined(SCALABLEVIT_FOUR_LANES)
 constexpr int kVectorRows = 14, kVectorsBeside = 2, kTimes = 1, kWordsOfTurn = 1;  // of 32 registers
 #elif defined(__aarch64__)
@@ -29,7 +29,9 @@ struct VectorProducts {
   static constexpr int64_t kBlockRows = kTimes * kVectorRows, kTurns = 4;
   static constexpr int64_t kLongest = 512, kSpareRows = kBlockRows;
   static constexpr bool kAnyRows = false, kIsCut = false;
-  static constexpr int kTurnedRows = kVectorRows < 8 ? 16 : 8;  // of which a group holds a whole number
+  // Of which a group holds a whole number. Six at a time take 16 as 6, 6 and 4, but 8 as 6 and 2, of which these are slow.
+  static constexpr int kTurnedRows = kVectorRows < 8 ? 16 : 8;
+  static_assert(kGroup % kTurnedRows == 0 && kTurnedRows <= kBlockRows);
   using Number = float;
   struct Session {};
 

@@ -203,7 +203,7 @@ SCALABLEVIT_INLINED void evaluate(const float (&coefficients)[kCoefficients], co
     for (int v = 0; v < kCount; ++v) p[v] = p[v] * x[v] + coefficients[i];
 }
 
-// x becomes 2^x, for -126 <= x <= 127, by a polynomial that is so within half a whole number from 0.
+// x becomes 2^x, for -126 <= x <= 127, by a polynomial that is right within half a whole number from 0.
 template <int kCount, int kCoefficients>
 SCALABLEVIT_INLINED void raise_two(const float (&coefficients)[kCoefficients], Vector (&x)[kCount]) {
   Vector shifted[kCount], rest[kCount];
@@ -220,16 +220,11 @@ SCALABLEVIT_INLINED void raise_two_exactly(Vector (&x)[kCount]) {
   raise_two(of_power, x);
 }
 
-inline Vector power_of_two_between(Vector x) {
-  Vector only[] = {x};
-  raise_two_exactly(only);
-  return only[0];
-}
-
-// 2^x for x <= 0, to about one unit in the last place; what is below 2^-126 is 2^-126, as smaller numbers are slow.
-inline Vector power_of_two(Vector x) {
+// 2^x for x <= 0, to about one unit in the last place; what is below 2^-126 is 2^-126, as smaller numbers are slow. What is no
+// number stays none. Of one vector, or in place of some.
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(SCALABLEVIT_FOUR_LANES)
-  x = (Vector)_mm512_max_ps(_mm512_set1_ps(-126.0f), (__m512)x);  // what is no number stays none
+inline Vector power_of_two(Vector x) {
+  x = (Vector)_mm512_max_ps(_mm512_set1_ps(-126.0f), (__m512)x);
   const Vector r = (Vector)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);  // from the nearest whole number
   Vector p = broadcast(1.5353356e-4f);
   p = p * r + 0.0013398875f;
@@ -239,21 +234,25 @@ inline Vector power_of_two(Vector x) {
   p = p * r + 0.69314718f;
   p = p * r + 1.0f;
   return (Vector)_mm512_scalef_ps((__m512)p, (__m512)(x - r));
-#else
-  return power_of_two_between(larger(broadcast(-126.0f), x));  // what is no number stays none
-#endif
 }
 
-// x becomes that.
 template <int kCount>
-SCALABLEVIT_INLINED void raise_two_to(Vector (&x)[kCount]) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(SCALABLEVIT_FOUR_LANES)
+SCALABLEVIT_INLINED void become_powers_of_two(Vector (&x)[kCount]) {
   for (int v = 0; v < kCount; ++v) x[v] = power_of_two(x[v]);
+}
 #else
+template <int kCount>
+SCALABLEVIT_INLINED void become_powers_of_two(Vector (&x)[kCount]) {
   for (int v = 0; v < kCount; ++v) x[v] = larger(broadcast(-126.0f), x[v]);
   raise_two_exactly(x);
-#endif
 }
+
+inline Vector power_of_two(Vector x) {
+  Vector only[] = {x};
+  become_powers_of_two(only);
+  return only[0];
+}
+#endif
 
 inline int round_up(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 
