@@ -209,15 +209,13 @@ def matrices_kernel(left: Tensor, right: Tensor, *, in_float32: bool) -> Any:
             fewest = _FEWEST_LINES_OF_LONG_SUM if is_long else _FEWEST_LINES
             if min(rows, columns) < fewest if is_float32 else not in_float32:
                 return None
-        elif is_float32:
-            if _has_wide_vectors():
-                has_lines = rows >= _FEWEST_ROWS or (is_long and min(rows, columns) >= _FEWEST_LINES_ON_VECTORS)
-            else:
-                has_lines = rows >= _FEWEST_ROWS_ON_SHORT_VECTORS
-            if not has_lines:
+        elif not _has_wide_vectors():
+            if is_float32 and rows < _FEWEST_ROWS_ON_SHORT_VECTORS:
                 return None
-        elif _has_wide_vectors():
-            return None
+        else:
+            has_lines = rows >= _FEWEST_ROWS or (is_long and min(rows, columns) >= _FEWEST_LINES_ON_VECTORS)
+            if not is_float32 or not has_lines:
+                return None
     return products_kernel(left, left.dtype)
 
 
