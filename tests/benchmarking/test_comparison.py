@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from scalablevit.benchmarking import timing
 from scalablevit.benchmarking.comparison import benchmark, parse_size
 from scalablevit.benchmarking.contenders import PRESETS, parse_contender
 from scalablevit.benchmarking.plots import plot_benchmark
@@ -107,6 +108,19 @@ def test_contenders_run_in_turn():
 def test_the_matrix_rate_is_a_rate():
     rate = matrix_rate(torch.device("cpu"), torch.float32, lambda: None, attempts=1)
     assert 1e9 < rate < 1e14
+
+
+def test_the_matrix_rate_of_what_would_take_minutes_is_that_of_small_matrices(monkeypatch):
+    monkeypatch.setattr(timing, "LONGEST_PRODUCT_S", 1e-9)
+    sizes = []
+
+    def seconds(step, repeats, synchronise):
+        sizes.append(step().shape)
+        return 1.0
+
+    monkeypatch.setattr(timing, "_seconds", seconds)
+    assert matrix_rate(torch.device("cpu"), torch.float32, lambda: None, size=600) == 2 * 512**3
+    assert set(sizes) == {(512, 512)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "bf16-true", "fp16-true"])
