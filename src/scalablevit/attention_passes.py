@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalablevit.cell_convolutions import cell_convolution_gradients
-from scalablevit.cells import cut_into_cells, fill_up_to_one_cell
+from scalablevit.cells import cut_into_cells, fill_up_to_one_cell, map_of_cells
 from scalablevit.convolutions import convolve
 from scalablevit.dot_product import attend_fused, merge_heads, split_heads
 from scalablevit.interactive_windows import attend_and_convolve, lim_parameter_gradients
+from scalablevit.kernels.cpu import convolution
 from scalablevit.kernels.cpu.blocks import kept_of_list, kept_of_windows
 from scalablevit.kernels.parts import Layer, ListParts, Reduction, WindowParts
 from scalablevit.kernels.selection import lists_kernel, windows_kernel
@@ -83,9 +84,17 @@ def _window_gradients(grad: Tensor, x: Tensor, room: Tensor, parts: WindowParts)
     if kernel is None:
         return None
     (of_attended,), of_out = _layer_gradients([grad], attended, parts.to_out)
-    lim = parts.lim.weight
-    maps = kernel.attend_in_windows_backward(of_attended, query_key, value, *settings, parts.scale, lim)
-    of_lim = _of_types(lim_parameter_gradients(of_attended, value, lim), parts.lim)
+    lim, is_dense = parts.lim.weight, parts.is_dense()
+    maps = kernel.attend_in_windows_backward(
+        of_attended, query_key, value, *settings, parts.scale, None if is_dense else lim
+    )
+    if is_dense:
+        of_value, *of_parameters = convolution.gradients(of_attended, value, lim, (True, True, True))
+        maps[1].add_(cast(Tensor, of_value))
+        del of_value
+    else:
+        of_parameters = [*lim_parameter_gradients(of_attended, value, lim)]
+    of_lim = _of_types(of_parameters, parts.lim)
     del of_attended  # here and below, so that not all is there at once
     normed, mean, rstd = normalise(x, *parts.norm)
     of_reads, of_projection = _layer_gradients(maps, normed, parts.projection)
@@ -108,7 +117,12 @@ def _list_gradients(grad: Tensor, x: Tensor, room: Tensor, parts: ListParts) -> 
     (of_read,), of_layer = _layer_gradients([of_query], normed, parts.to_query)
     del of_query
     of_reduction: Gradients = [None] * 6
-    if parts.reduction is None:
+    if parts.is_dense():
+        cells = cut_into_cells(normed, parts.factor)
+        (of_cells,), of_last = _layer_gradients([of_key_value], cells, parts.to_key_value)
+        del cells
+        second = map_of_cells(of_cells, normed.shape, parts.factor)
+    elif parts.reduction is None:
         (second,), of_last = _layer_gradients([of_key_value], normed, parts.to_key_value)
     else:
         (of_active,), of_last = _layer_gradients([of_key_value], kept[1], parts.to_key_value)
@@ -155,7 +169,7 @@ def _attend(read: Tensor, parts: WindowParts | ListParts, *, plain: bool) -> Ten
     if isinstance(parts, WindowParts):
         query_key, value = _apply(read, parts.projection).split([2 * of_keys, of_values], dim=-1)
         lim_weight, lim_bias = (cast(Tensor, one).to(read.dtype) for one in parts.lim)
-        if parts.is_dense():  # which is never recorded, so that it is never plain
+        if parts.is_dense() and not plain:
             attended = window_attention(query_key, value, heads, parts.window_size, parts.scale)
             return attended + convolve(value, lim_weight, lim_bias, (1, 1), (1, 1), 1)
         in_windows = attend_and_convolve if plain else torch.ops.scalablevit.interactive_window_attention

@@ -1,4 +1,4 @@
-"""Attentions from the norm to the sum in one call, and those of the paper's design as one step of autograd.
+"""Attentions from the norm to the sum in one call, and as one step of autograd.
 
 Axes: b batch, h height, w width, c channels. Maps are (b, h, w, c).
 
@@ -38,8 +38,8 @@ from scalablevit.recomputation import (
 def attend_at_once(x: Tensor, parts: WindowParts | ListParts, *, residual: bool) -> Tensor | None:
     """The attention of a map, plus that map if wanted; None where no kernel does all of it."""
     tensors = parts.tensors()
-    if not may_recompute(x) or (parts.is_dense() and is_recorded(x, *tensors)):
-        return None  # gradients of dense ones are those of their steps
+    if not may_recompute(x):
+        return None
     kind, numbers, factors = type(parts), parts.numbers(), parts.factors()
     run = _call_natively(x, kind, tensors, numbers, factors, None, residual=residual)
     if run is None:

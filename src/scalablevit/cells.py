@@ -5,6 +5,7 @@ Axes: b batch, h height, w width, c channels, r positions along each side of a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -30,6 +31,17 @@ def cut_into_cells(x: Tensor, reduction_factor: int) -> Tensor:
         x = F.pad(x, [0, 0, 0, -(w % reduction_factor), 0, -(h % reduction_factor)])  # a negative padding crops
     cells = (h // reduction_factor) * (w // reduction_factor)
     return partition(x, reduction_factor, reduction_factor).reshape(b, cells, reduction_factor * reduction_factor * c)
+
+
+def map_of_cells(cells: Tensor, shape: Sequence[int], reduction_factor: int) -> Tensor:
+    """Cells as `cut_into_cells` gives them, of whatever shape, back in their places of a map of `shape`.
+
+    Zeros where borders were dropped.
+    """
+    (b, h, w, c), r = shape, reduction_factor
+    rows, columns = h // r, w // r
+    cells = cells.view(b, rows, columns, r, r, c).transpose(2, 3).reshape(b, rows * r, columns * r, c)
+    return F.pad(cells, [0, 0, 0, w % r, 0, h % r]) if h % r or w % r else cells
 
 
 def _at_least_zero(count: int) -> int:

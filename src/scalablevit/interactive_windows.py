@@ -60,7 +60,9 @@ def interactive_window_attention(
 def attend_and_convolve(
     query_key: Tensor, value: Tensor, lim_weight: Tensor, lim_bias: Tensor, heads: int, window_size: int, scale: float
 ) -> Tensor:
-    lim = F.conv2d(value.permute(0, 3, 1, 2), lim_weight, lim_bias, padding=1, groups=value.shape[-1])
+    """By operations of PyTorch; LIM may be a dense one here, (n * d', n * d', 3, 3)."""
+    groups = value.shape[-1] // lim_weight.shape[1]
+    lim = F.conv2d(value.permute(0, 3, 1, 2), lim_weight, lim_bias, padding=1, groups=groups)
     return _attend_in_windows(query_key, value, heads, window_size, scale, 0.0) + lim.permute(0, 2, 3, 1)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.cell_convolutions import cell_convolution_gradients
+from scalablevit.cells import map_of_cells
 from scalablevit.convolutions import convolve
 from scalablevit.kernels.parts import Norm
 from scalablevit.layers import linear
@@ -155,7 +156,7 @@ def _linear_gradients(
     grad_read = None
     if needs[0]:
         grad_read = product(grad_rows, weight)
-        grad_read = grad_read.view(read.shape) if cell == 1 else _map_of_cells(grad_read, read.shape, cell)
+        grad_read = grad_read.view(read.shape) if cell == 1 else map_of_cells(grad_read, read.shape, cell)
     return grad_read, product(grad_rows.t(), rows) if needs[1] else None, sum_of_rows(grad_rows) if needs[2] else None
 
 
@@ -163,12 +164,6 @@ def _cells(x: Tensor, cell: int) -> Tensor:
     """(b, h, w, c) to (b, h / r, w / r, r, r, c), without a copy."""
     b, h, w, c = x.shape
     return x.view(b, h // cell, cell, w // cell, cell, c).transpose(2, 3)
-
-
-def _map_of_cells(cells: Tensor, shape: torch.Size, cell: int) -> Tensor:
-    """Cells one after another, of whatever shape, back in their places of a map of `shape`, (b, h, w, c)."""
-    b, h, w, c = shape
-    return cells.view(b, h // cell, w // cell, cell, cell, c).transpose(2, 3).reshape(shape)
 
 
 def _by_layer(parameters: Sequence[Any], cells: list[int]) -> list[tuple[Tensor, Tensor | None, int]]:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalablevit import ScalableViT, sequences
 from scalablevit.attention import InteractiveWindowedSelfAttention, ScalableSelfAttention
@@ -15,6 +16,7 @@ from scalablevit.kernels import use_native
 from scalablevit.kernels.selection import convolves_any_map, multiplies_any_rows
 from scalablevit.layers import PEG, PreNormResidual
 from scalablevit.sequences import parts_of, run_blocks
+from tests.kernels.native.test_blocks import error_of, gradients_of, weights_for
 from tests.networks import MIXED_DESIGNS, assert_layers_are_called, randomise
 
 COMMON = {"dropout": 0.0, "attention_dropout": 0.0, "design": DESIGNS["vit-pytorch"]}
@@ -23,6 +25,7 @@ BLOCKS = {
     "cells": lambda: ScalableSelfAttention(40, heads=3, dim_key=9, dim_value=7, reduction_factor=3, **COMMON),
     "ff": lambda: FeedForward(40),
 }
+NAMES = {"window": "attend_in_windows_block", "cells": "attend_to_list_block"}
 # Whole cells and windows, what sticks out of them, and one image of many positions.
 MAPS = [(6, 6, 12), (4, 14, 9), (3, 7, 40), (1, 25, 16)]
 SMALL_NETWORK = {
@@ -61,7 +64,7 @@ def test_an_attention_is_one_call(kind, shape, residual, calls):
     block, x = layers_of(kind)[0][0], torch.randn(*shape, 40)
     with torch.no_grad(), use_native(True):
         found = block(x) if residual else block.branch.forward_after(block.norm, x, residual=False)
-    assert calls == [{"window": "attend_in_windows_block", "cells": "attend_to_list_block"}[kind]]
+    assert calls == [NAMES[kind]]
     assert_near(found, exact_of(block, x) - (0 if residual else x.double()))
 
 
@@ -89,16 +92,89 @@ def test_bfloat16_is_as_near_as_steps(kind, calls):
     assert ours <= 1.2 * theirs
 
 
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("kind", ["window", "cells"])
-def test_what_is_recorded_goes_step_by_step(kind, calls):
-    block, x = layers_of(kind)[0][0], torch.randn(4, 14, 9, 40)
-    exact = copy.deepcopy(block).double()
+def test_gradients_are_those_of_the_layers(kind, residual, shape, calls):
+    block, x = layers_of(kind)[0][0], torch.randn(*shape, 40).requires_grad_()
+    exact = copy.deepcopy(block).double(), x.detach().double().requires_grad_()
+    found = gradients_of(block, x, residual=residual)
+    assert calls[0] == NAMES[kind]
+    assert error_of(found, gradients_of(*exact, residual=residual, choice=False)) <= 2e-5
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_gradients_of_small_maps_go_step_by_step(shape, calls):
+    block, x = layers_of("window")[0][0], torch.randn(*shape, 40).requires_grad_()
+    exact = copy.deepcopy(block).double(), x.detach().double().requires_grad_()
+    assert error_of(gradients_of(block, x), gradients_of(*exact, choice=False)) <= 2e-5
+    assert NAMES["window"] not in calls
+
+
+@pytest.mark.parametrize("kind", ["window", "cells"])
+def test_steps_keep_less_where_a_parameter_is_frozen(kind, calls):
+    block, x = layers_of(kind)[0][0], torch.randn(4, 14, 9, 40).requires_grad_()
+    block.norm.bias.requires_grad_(False)
+    exact = copy.deepcopy(block).double(), x.detach().double().requires_grad_()
+    assert error_of(gradients_of(block, x), gradients_of(*exact, choice=False)) <= 2e-5
+    assert NAMES[kind] not in calls
+
+
+@pytest.mark.parametrize("kind", ["window", "cells"])
+def test_gradients_in_bfloat16_are_as_near_as_those_of_the_layers(kind, calls):
+    block, x = layers_of(kind)[0][0], torch.randn(4, 14, 9, 40).bfloat16().requires_grad_()
+    expected = gradients_of(copy.deepcopy(block).double(), x.detach().double().requires_grad_(), choice=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = gradients_of(block, x), gradients_of(block, x, choice=False)
+    assert (NAMES[kind] in calls) == (kind == "cells")
+    for found, usual, exact in zip(ours, theirs, expected, strict=True):
+        assert found.dtype == usual.dtype
+        assert float((found - exact).norm()) <= 1.2 * float((usual - exact).norm()) + 1e-2 * float(exact.norm())
+
+
+@pytest.mark.parametrize("kind", ["window", "cells"])
+def test_threads_give_the_same_bits(kind):
+    block, x = layers_of(kind)[0][0], torch.randn(4, 14, 9, 40).requires_grad_()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(gradients_of(block, x))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, same) for other in found[1:] for one, same in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["window", "cells"])
+def test_second_derivatives_and_kernels_that_are_switched_off_in_between(kind, calls):
+    block, x = layers_of(kind)[0][0], torch.randn(2, 14, 9, 40).requires_grad_()
+    exact, exact_x = copy.deepcopy(block).double(), x.detach().double().requires_grad_()
+
+    def second(block, x):
+        (first,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [x, *block.parameters()])
+
     with use_native(True):
-        block(x).square().sum().backward()
-    assert not {"attend_in_windows_block", "attend_to_list_block"} & set(calls)
+        found, out = second(block, x), block(x)
+    assert NAMES[kind] in calls
+    with use_native(False), sdpa_kernel(SDPBackend.MATH):
+        expected = second(exact, exact_x)
+    assert error_of(found, expected) <= 1e-4
+    with use_native(False):
+        found = torch.autograd.grad(out, (x, *block.parameters()), weights_for(out))
+    assert error_of(found, gradients_of(exact, exact_x, choice=False)) <= 2e-5
+
+
+@pytest.mark.parametrize("design", [DESIGNS["vit-pytorch"], *MIXED_DESIGNS.values()], ids=lambda design: design.name)
+def test_networks_of_the_design_and_of_mixed_ones_learn(design, calls):
+    model, x = randomise(ScalableViT(**SMALL_NETWORK, design=design)), torch.randn(2, 3, 97, 131)
+    exact = copy.deepcopy(model).double()
+    with use_native(True):
+        model(x).square().sum().backward()
+    assert set(NAMES.values()) <= set(calls)
     exact(x.double()).square().sum().backward()
-    for found, expected in zip(block.parameters(), exact.parameters(), strict=True):
-        assert_near(found.grad, expected.grad, 2e-5)
+    for found, expected in zip(model.parameters(), exact.parameters(), strict=True):
+        assert_near(found.grad, expected.grad, 1e-4)
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)
@@ -178,4 +254,4 @@ def test_layers_that_do_more_than_they_were_made_for_are_called(kind, calls):
         layer = block.branch.lim if kind == "window" else block.branch.keys_values.to_kv
         nn.utils.parametrizations.weight_norm(layer)
         block(x)
-    assert not {"attend_in_windows_block", "attend_to_list_block"} & set(calls)
+    assert not {*NAMES.values()} & set(calls)
