@@ -214,33 +214,62 @@ inline void convolve(const float* x, Weight weight, const float* bias, float* ou
   }
 }
 
+// Where the numbers of tiles go that are transformed: as the kernel reads them, for each place in blocks of so many channels,
+// (places, blocks, tiles, kBlock).
+template <int kBlock>
+struct PackedTiles {
+  float* data;
+  int64_t count, place;  // of tiles; how far apart places are
+
+  PackedTiles(float* data, int64_t count, int channels) : data(data), count(count), place(size_of_place(count, channels)) {}
+
+  // A line of the cache more: places that are a page apart would have the same few lines of the first cache.
+  static int64_t size_of_place(int64_t count, int channels) { return count * round_up(channels, kBlock) + 16; }
+
+  float* at(int place_number, int channel) const { return data + place_number * place + channel / kBlock * kBlock * count; }
+
+  void put(int place_number, int64_t tile, int channel, Vector v) const {
+    store(at(place_number, channel) + tile * kBlock + channel % kBlock, v);
+  }
+};
+
 // The gradient of the weight (c', c, 3, 3) from that of the result (b, h, w, c').
 inline void differentiate_weight(const float* x, const float* grad, float* out, MapTiles tiles, int in_channels,
                                  int out_channels, int threads) {
+  using Products = WinogradProducts;
+  using Read = PackedTiles<kGroup>;
+  using Results = PackedTiles<Products::kTurnedRows>;
   static thread_local Scratch scratch;
-  const int64_t at_once = std::min(tiles.count(), WinogradProducts::kLongest);
-  const int64_t in_size = at_once * in_channels, out_size = at_once * out_channels;
+  const int64_t at_once = std::min(tiles.count(), Products::kLongest), groups = groups_of(in_channels);
+  const int64_t in_size = Read::size_of_place(at_once, in_channels), out_size = Results::size_of_place(at_once, out_channels);
   const int64_t weights = (int64_t)in_channels * out_channels;
-  float* read = scratch.take<float>(kPlaces * (in_size + out_size + weights));  // (places, tiles, c)
-  float *results = read + kPlaces * in_size, *sums = results + kPlaces * out_size;
+  float* packed = scratch.take<float>(kPlaces * (in_size + out_size + weights));
+  float* sums = packed + kPlaces * (in_size + out_size);  // (places, c', c)
   if (!tiles.count()) std::memset(sums, 0, kPlaces * weights * sizeof(float));
   for (int64_t start = 0; start < tiles.count(); start += at_once) {
     const int64_t count = std::min(at_once, tiles.count() - start);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t i = 0; i < count; ++i) {
-      for (int channel = 0; channel < in_channels; channel += kLanes)
-        read_tile(x, in_channels, tiles, start + i, channel, [&](int place, Vector v) {
-          store_some(read + place * in_size + i * in_channels + channel, v, in_channels - channel);
-        });
-      for (int channel = 0; channel < out_channels; channel += kLanes)
-        read_results(grad, out_channels, tiles, start + i, channel, [&](int place, Vector v) {
-          store_some(results + place * out_size + i * out_channels + channel, v, out_channels - channel);
-        });
+    const Read read(packed, count, in_channels);
+    const Results results(packed + kPlaces * in_size, count, out_channels);
+    SharedParts parts(kPlaces * groups, threads);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < count; ++i) {
+        for (int channel = 0; channel < in_channels; channel += kLanes)
+          read_tile(x, in_channels, tiles, start + i, channel, [&](int at, Vector v) { read.put(at, i, channel, v); });
+        for (int channel = 0; channel < out_channels; channel += kLanes)
+          read_results(grad, out_channels, tiles, start + i, channel,
+                       [&](int at, Vector v) { results.put(at, i, channel, v); });
+      }
+      parts.for_each([&](int64_t part) {
+        const int place = (int)(part / groups), first = (int)(part % groups) * kGroup;
+        for (int row = 0; row < out_channels; row += Products::kTurnedRows)
+          multiply_block<Products>((const float*)results.at(place, row), 0, at_most(Products::kTurnedRows, out_channels, row),
+                                   (const float*)read.at(place, first), at_most(kGroup, in_channels, first), count,
+                                   sums + place * weights + (int64_t)row * in_channels + first, in_channels, start > 0,
+                                   Products::kTurnedRows);
+      });
     }
-    for (int place = 0; place < kPlaces; ++place)
-      multiply_matrices<WinogradProducts, float, float, float>(
-          {results + place * out_size, 1, out_channels}, {read + place * in_size, 1, in_channels}, sums + place * weights,
-          in_channels, out_channels, in_channels, count, start > 0, threads);
   }
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t channel = 0; channel < out_channels; ++channel)
