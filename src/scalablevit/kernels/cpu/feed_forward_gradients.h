@@ -91,8 +91,10 @@ __attribute__((noinline)) void differentiate_products(const Number* left, int64_
     if constexpr (Products::kAnyRows)
       if (row + kGroup < to.rows) ask(row + kGroup, 1);
     if (row % 2 == 0 && row != last) return;  // in pairs, as right sides are packed
-    Vector changes[2][kWide] = {}, activated[2][kWide] = {};
+    Vector changes[2][kWide], activated[2][kWide];
     const int64_t first = row - row % 2;
+    if (first == row)  // a row without another
+      for (int v = 0; v < kWide; ++v) changes[1][v] = activated[1][v] = Vector{};
     for (int64_t i = first; i <= row; ++i)
       differentiate(i, sums + (i - row) * kGroup, changes[i - first], activated[i - first]);
     Products::set_both(to.changes, to.size, first, to.step, to.right_changes, changes[0], changes[1]);
