@@ -116,7 +116,7 @@ def test_evaluates(own_run, data, capsys):
     result = json.loads((own_run / "evaluate.json").read_text())
     *lines, report = capsys.readouterr().out.splitlines()
     assert report == f"Report: {own_run / 'report' / 'index.html'}"
-    assert lines[-1].startswith(f"top-1 {result['top1']:.1f} %, top-5 100.0 %, loss {result['loss']:.4f}, calibration")
+    assert lines[-1].startswith(f"top-1 {result['top1']:.1f} %, loss {result['loss']:.4f}, calibration")
     assert [line.split()[0] for line in lines[:-1]] == ["class", "above", "below", "dark"]
 
 
@@ -129,13 +129,16 @@ def test_images_that_were_trained_on_are_told(data, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", str(data / "train"), "--out", str(out), *OPTIONS]) == 0
     assert main(["evaluate", str(out), str(data / "train")]) == 0  # its own: those that were drawn
-    assert "warning" not in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "warning" not in captured.err
+    assert "\nScored on the 9 images that the run drew for validation.\n" in captured.out
     shutil.copytree(data / "train", tmp_path / "copy")
     assert main(["evaluate", str(out), str(tmp_path / "copy")]) == 0
     captured = capsys.readouterr()
     assert "by their names, 39 of the 48 images are among those that the run was trained on" in captured.err
     assert "if they are the same images, the scores are too good" in captured.err
     assert f"Report: {out / 'evaluations' / 'copy' / 'report' / 'index.html'}" in captured.out
+    assert "Scored on" not in captured.out
 
 
 def test_predicts(own_run, data, capsys):

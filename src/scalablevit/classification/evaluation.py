@@ -244,6 +244,12 @@ def is_own_data(folder: RunFolder, data: str | Path) -> bool:
     return folder.is_run_folder() and folder.read_config().get("data") == name_of_data(data)
 
 
+def are_drawn(run: str | Path, data: str | Path, split: str | None = None) -> bool:
+    """Whether what `evaluate` scores are images that the run drew from its own data for validation."""
+    folder = RunFolder(Path(run))
+    return split in (None, "val") and is_own_data(folder, data) and folder.split_file.is_file()
+
+
 def name_of_data(data: str | Path) -> str:
     """How files name the data: in a way that holds from any working directory."""
     return SAMPLE if data == SAMPLE else name_of_set(data)

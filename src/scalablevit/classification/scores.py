@@ -65,9 +65,10 @@ class EvaluateResult(CommonResult):
 
     def headline(self) -> str:
         """The most important figures as a line of text."""
+        top5 = f" top-5 {self.top5:.1f} %," if len(self.confusion) > 5 else ""  # else it is 100
         return (
-            f"top-1 {self.top1:.1f} %, top-5 {self.top5:.1f} %, loss {self.loss:.4f}, calibration error"
-            f" {self.calibration_error:.1f} %, {self.images} images"
+            f"top-1 {self.top1:.1f} %,{top5} loss {self.loss:.4f}, calibration error {self.calibration_error:.1f} %,"
+            f" {self.images} images"
         )
 
 

@@ -165,7 +165,7 @@ def _add_evaluate_arguments(parser: ArgumentParser) -> None:
 
 
 def _evaluate(arguments: Namespace) -> None:
-    from scalablevit.classification.evaluation import evaluate, evaluation_folder
+    from scalablevit.classification.evaluation import are_drawn, evaluate, evaluation_folder
     from scalablevit.display import show_scores
 
     names = ("split", "batch_size", "workers", "device", "max_unreadable")
@@ -174,6 +174,8 @@ def _evaluate(arguments: Namespace) -> None:
         print_json(json.dumps(asdict(result), ensure_ascii=False))
         return
     show_scores(result)
+    if are_drawn(arguments.run, arguments.data, arguments.split):
+        print(f"Scored on the {result.images} images that the run drew for validation.")
     print(f"Report: {evaluation_folder(arguments.run, arguments.data, arguments.split).report / 'index.html'}")
     if result.trained_on:
         print(
