@@ -14,6 +14,7 @@ SIZES = [
     (3, 4, 1, 64, 31),
     (2, 14, 14, 40, 70),
     (1, 27, 18, 16, 80),
+    (3, 27, 26, 40, 24),  # 546 tiles, of which the kernel takes 512 at once
 ]
 
 
@@ -61,6 +62,18 @@ def test_gradients(tensors):
     for found, wanted in zip(convolution.gradients(grad, x, weight, (True, True, True)), expected, strict=True):
         check_near(found, wanted)
     assert convolution.gradients(grad, x, weight, (False, False, False)) == (None, None, None)
+
+
+def test_threads_give_the_same_bits(tensors):
+    x, weight, _, grad = tensors
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(convolution.gradients(grad, x, weight, (True, True, False))[:2])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, same) for other in found[1:] for one, same in zip(found[0], other, strict=True))
 
 
 def test_a_weight_that_is_laid_out_another_way():

@@ -214,22 +214,26 @@ inline void convolve(const float* x, Weight weight, const float* bias, float* ou
   }
 }
 
-// Where the numbers of tiles go that are transformed: as the kernel reads them, for each place in blocks of so many channels,
-// (places, blocks, tiles, kBlock).
-template <int kBlock>
+// Where the numbers of tiles go that are transformed: as the kernel reads them, for each place so many channels side by side,
+// (places, channels / kTogether, tiles, kTogether).
+template <int kTogether>
 struct PackedTiles {
+  static_assert(kTogether % kLanes == 0);
   float* data;
   int64_t count, place;  // of tiles; how far apart places are
 
   PackedTiles(float* data, int64_t count, int channels) : data(data), count(count), place(size_of_place(count, channels)) {}
 
   // A line of the cache more: places that are a page apart would have the same few lines of the first cache.
-  static int64_t size_of_place(int64_t count, int channels) { return count * round_up(channels, kBlock) + 16; }
+  static int64_t size_of_place(int64_t count, int channels) { return count * round_up(channels, kTogether) + 16; }
 
-  float* at(int place_number, int channel) const { return data + place_number * place + channel / kBlock * kBlock * count; }
+  // The first tile's number of a channel; those of the next tiles are kTogether apart.
+  float* at(int place_number, int channel) const {
+    return data + place_number * place + channel / kTogether * kTogether * count + channel % kTogether;
+  }
 
   void put(int place_number, int64_t tile, int channel, Vector v) const {
-    store(at(place_number, channel) + tile * kBlock + channel % kBlock, v);
+    store(at(place_number, channel) + tile * kTogether, v);
   }
 };
 
@@ -238,7 +242,8 @@ inline void differentiate_weight(const float* x, const float* grad, float* out, 
                                  int out_channels, int threads) {
   using Products = WinogradProducts;
   using Read = PackedTiles<kGroup>;
-  using Results = PackedTiles<Products::kTurnedRows>;
+  constexpr int kTogether = std::max(kLanes, Products::kTurnedRows);
+  using Results = PackedTiles<kTogether>;
   static thread_local Scratch scratch;
   const int64_t at_once = std::min(tiles.count(), Products::kLongest), groups = groups_of(in_channels);
   const int64_t in_size = Read::size_of_place(at_once, in_channels), out_size = Results::size_of_place(at_once, out_channels);
@@ -257,6 +262,8 @@ inline void differentiate_weight(const float* x, const float* grad, float* out, 
       for (int64_t i = 0; i < count; ++i) {
         for (int channel = 0; channel < in_channels; channel += kLanes)
           read_tile(x, in_channels, tiles, start + i, channel, [&](int at, Vector v) { read.put(at, i, channel, v); });
+        for (int channel = round_up(in_channels, kLanes); channel < round_up(in_channels, kGroup); channel += kLanes)
+          for (int at = 0; at < kPlaces; ++at) read.put(at, i, channel, Vector{});
         for (int channel = 0; channel < out_channels; channel += kLanes)
           read_results(grad, out_channels, tiles, start + i, channel,
                        [&](int at, Vector v) { results.put(at, i, channel, v); });
@@ -267,7 +274,7 @@ inline void differentiate_weight(const float* x, const float* grad, float* out, 
           multiply_block<Products>((const float*)results.at(place, row), 0, at_most(Products::kTurnedRows, out_channels, row),
                                    (const float*)read.at(place, first), at_most(kGroup, in_channels, first), count,
                                    sums + place * weights + (int64_t)row * in_channels + first, in_channels, start > 0,
-                                   Products::kTurnedRows);
+                                   kTogether);
       });
     }
   }
