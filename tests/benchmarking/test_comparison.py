@@ -119,7 +119,7 @@ def test_the_matrix_rate_of_what_would_take_minutes_is_that_of_small_matrices(mo
         return 1.0
 
     monkeypatch.setattr(timing, "_seconds", seconds)
-    assert matrix_rate(torch.device("cpu"), torch.float32, lambda: None, size=600) == 2 * 512**3
+    assert matrix_rate(torch.device("cpu"), torch.float32, lambda: None) == 2 * 512**3
     assert set(sizes) == {(512, 512)}
 
 

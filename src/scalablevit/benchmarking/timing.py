@@ -43,8 +43,8 @@ def matrix_rate(
 ) -> float:
     """Floating-point operations per second: the best of some products of square matrices.
 
-    Of matrices of 512 x 512 where larger ones would take longer than ten seconds each: PyTorch has plain loops for
-    types that a processor does not know.
+    Of matrices of 512 x 512 where those of MATRIX_SIZE would take longer than ten seconds each: PyTorch has plain loops
+    for types that a processor does not know.
     """
 
     def seconds(size: int, attempts: int) -> float:
@@ -52,9 +52,9 @@ def matrix_rate(
         repeats = 1 if device.type == "cpu" else 10
         return min(_seconds(lambda: left @ right, repeats, synchronise) for _ in range(attempts))
 
-    shrunk = size / SMALL_MATRIX_SIZE
-    if shrunk > 1 and device.type == "cpu" and seconds(SMALL_MATRIX_SIZE, 2) * shrunk**3 > LONGEST_PRODUCT_S:
-        size = SMALL_MATRIX_SIZE
+    if size == MATRIX_SIZE and device.type == "cpu":
+        expected = seconds(SMALL_MATRIX_SIZE, 2) * (size / SMALL_MATRIX_SIZE) ** 3
+        size = SMALL_MATRIX_SIZE if expected > LONGEST_PRODUCT_S else size
     return 2 * size**3 / seconds(size, attempts + 1)  # the first may make what the others find
 
 
