@@ -110,17 +110,11 @@ def test_the_matrix_rate_is_a_rate():
     assert 1e9 < rate < 1e14
 
 
-def test_the_matrix_rate_of_what_would_take_minutes_is_that_of_small_matrices(monkeypatch):
-    monkeypatch.setattr(timing, "LONGEST_PRODUCT_S", 1e-9)
-    sizes = []
-
-    def seconds(step, repeats, synchronise):
-        sizes.append(step().shape)
-        return 1.0
-
-    monkeypatch.setattr(timing, "_seconds", seconds)
-    assert matrix_rate(torch.device("cpu"), torch.float32, lambda: None) == 2 * 512**3
-    assert set(sizes) == {(512, 512)}
+@pytest.mark.parametrize(("longest_s", "size"), [(1e-9, 512), (1e9, 3072)])
+def test_the_matrix_rate_of_what_would_take_minutes_is_that_of_small_matrices(longest_s, size, monkeypatch):
+    monkeypatch.setattr(timing, "LONGEST_PRODUCT_S", longest_s)
+    monkeypatch.setattr(timing, "_seconds", lambda step, repeats, synchronise: 1.0)
+    assert matrix_rate(torch.device("cpu"), torch.float32, lambda: None) == 2 * size**3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "bf16-true", "fp16-true"])

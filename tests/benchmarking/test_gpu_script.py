@@ -32,15 +32,15 @@ def test_every_part_writes_what_it_found(tmp_path):
         assert result["machine"]["torch"] == torch.__version__.partition("+")[0]
         assert result["command"].startswith("gpu.py --out")
     assert found["ceilings"]["copied_bytes_per_second"] > 1e8
-    assert found["ceilings"]["best_flops_per_second"] == max(found["ceilings"]["bf16_flops_per_second"].values())
+    ceilings = found["ceilings"]
+    rates = ceilings["float32_flops_per_second"], *ceilings["bf16_flops_per_second"].values()
+    assert ceilings["best_flops_per_second"] == max(rates)
     for mode in ("infer", "train"):
         roofline = found["roofline"][mode]
         assert {"linear", "convolution", "attention", "norm", "GELU"} <= {row["name"] for row in roofline["kinds"]}
         for rows in (roofline["kinds"], roofline["operations"]):
             assert sum(row["floor_seconds"] for row in rows) == pytest.approx(roofline["floor_seconds"])
-        assert roofline["floor_seconds"] > 0
-        if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # else our kernels are faster than PyTorch's loops
-            assert roofline["floor_seconds"] < min(roofline["measured_seconds"])
+        assert 0 < roofline["floor_seconds"] < min(roofline["measured_seconds"])
         assert (tmp_path / f"roofline_{mode}.png").read_bytes().startswith(b"\x89PNG")
         assert sum(row["seconds"] for row in found["profile"][mode]["kinds"]) > 0
         assert [m["error"] for m in found["peers-eager"][mode]["measurements"]] == [None] * 3

@@ -53,7 +53,7 @@ def matrix_rate(
         return min(_seconds(lambda: left @ right, repeats, synchronise) for _ in range(attempts))
 
     if size == MATRIX_SIZE and device.type == "cpu":
-        expected = seconds(SMALL_MATRIX_SIZE, 2) * (size / SMALL_MATRIX_SIZE) ** 3
+        expected = seconds(SMALL_MATRIX_SIZE, 5) * (size / SMALL_MATRIX_SIZE) ** 3
         size = SMALL_MATRIX_SIZE if expected > LONGEST_PRODUCT_S else size
     return 2 * size**3 / seconds(size, attempts + 1)  # the first may make what the others find
 

@@ -89,7 +89,7 @@ def evaluate(
             " model with at least 2"
         )
     folder, is_own = RunFolder(Path(run)), is_own_data(RunFolder(Path(run)), data)
-    chosen = folder.split_file if is_own and folder.split_file.is_file() else data
+    chosen = drawn_split(folder, data) or data
     options = folder.read_config() if folder.is_run_folder() else {}
     if is_own and is_set(data) and split in (None, "val"):
         images = _own_validation_images(options)
@@ -246,8 +246,12 @@ def is_own_data(folder: RunFolder, data: str | Path) -> bool:
 
 def are_drawn(run: str | Path, data: str | Path, split: str | None = None) -> bool:
     """Whether what `evaluate` scores are images that the run drew from its own data for validation."""
-    folder = RunFolder(Path(run))
-    return split in (None, "val") and is_own_data(folder, data) and folder.split_file.is_file()
+    return split in (None, "val") and drawn_split(RunFolder(Path(run)), data) is not None
+
+
+def drawn_split(folder: RunFolder, data: str | Path) -> Path | None:
+    """The file that says which images a run drew from its own data; None for other data, or where it drew none."""
+    return folder.split_file if is_own_data(folder, data) and folder.split_file.is_file() else None
 
 
 def name_of_data(data: str | Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scalablevit.classification.class_folders import images_below
-from scalablevit.classification.evaluation import evaluate_images, is_own_data, name_of_data
+from scalablevit.classification.evaluation import drawn_split, evaluate_images, name_of_data
 from scalablevit.classification.images import LabelledImages
 from scalablevit.classification.option_checks import check_range
 from scalablevit.classification.run_folder import RunFolder
@@ -185,8 +185,7 @@ def _calibration_files(calibrate: str | Path, count: int) -> list[Path]:
 def _find_data(run: str | Path, config: dict[str, Any], data: str | Path, split: str | None) -> LabelledImages:
     if "label_names" not in config:
         raise ValueError(f"the model in {run} has no names of classes, which data need: save it with labels")
-    folder = RunFolder(Path(run))
-    chosen = folder.split_file if is_own_data(folder, data) and folder.split_file.is_file() else data
+    chosen = drawn_split(RunFolder(Path(run)), data) or data
     return find_evaluation_data(chosen, config["label_names"], multi_label=is_multi_label(config), split=split)
 
 
